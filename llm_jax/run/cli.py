@@ -1,0 +1,83 @@
+"""The front of every command: verbs, one-line errors, exit statuses.
+
+0: done. 1: a bug, with a traceback. 2: something the user can fix, told in one line on stderr.
+130: stopped by Ctrl-C. `LLM_JAX_DEBUG=1` shows the traceback of user errors too.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from llm_jax.config import nearest
+from llm_jax.errors import ConfigError, UserError
+
+# verb -> (module in llm_jax.run, what it does); modules load only when called, so `--help` is instant
+VERBS = {
+    "demo": "raw text to a trained, measured, generating model in minutes, offline",
+    "tokenizer": "train a tokenizer, or look at one",
+    "data": "turn text into token shards",
+    "pretrain": "train a model from a config",
+    "eval": "perplexity, bits per byte and bits per character of a model",
+    "generate": "continue prompts with a model",
+    "verify": "check that a model's files are what was saved",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that a mistake is a ConfigError: one line, with the nearest option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises ConfigError; argparse would print the usage and exit."""
+        unknown = re.search(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            options = [o for action in self._actions for o in action.option_strings]
+            message += f"; {nearest(unknown[1].partition('=')[0], options)}"
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Runs a command's `main` on `argv` and returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    # orbax and absl log every save at INFO; our own lines say what matters
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        if os.environ.get("LLM_JAX_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `llm-jax generate ... | head`
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def dispatch(argv: list[str]) -> None:
+    """`llm-jax VERB ...`: hands the rest of the arguments to the verb's module."""
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+        print("usage: llm-jax VERB ...\n\n" + "\n".join(lines) + "\n\nllm-jax VERB --help says more.")
+        return
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("llm-jax"))
+        return
+    if argv[0] not in VERBS:
+        raise ConfigError(f"unknown command {argv[0]!r}; {nearest(argv[0], list(VERBS))}")
+    importlib.import_module(f"llm_jax.run.{argv[0]}").main(argv[1:])
+
+
+def entry() -> None:
+    """The console script `llm-jax`."""
+    sys.exit(run(dispatch))

@@ -1,0 +1,68 @@
+"""What every tokenizer offers, whatever file format it came from. No jax here."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class Tokenizer(Protocol):
+    """Text <-> ids. Text never turns into special ids: those are added by their id, by us."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; ids are 0 .. vocab_size - 1."""
+        ...
+
+    @property
+    def bos_id(self) -> int:
+        """Id put before every document, or -1 when the tokenizer has none."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """Id put after every document; generation stops at it."""
+        ...
+
+    @property
+    def pad_id(self) -> int:
+        """Id used to fill rows, or -1 when the tokenizer has none."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest that changes whenever any encoding could."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text, no BOS or EOS. Lone surrogates are replaced, never an error."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of many texts, int32 each; faster than one by one."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special ids are left out, invalid UTF-8 becomes U+FFFD."""
+        ...
+
+    def id_of(self, piece: str) -> int:
+        """Id of a special token or piece, or -1 when there is none."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's own files into `folder`, so that `tokenizer.load` reads them back."""
+        ...
+
+
+def digest(parts: dict) -> str:
+    """Hex sha256 of a JSON-able description; how fingerprints are made."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def replace_surrogates(text: str) -> str:
+    """Lone surrogates (legal in JSON, not in UTF-8) become '?'; other text is returned as it is."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
