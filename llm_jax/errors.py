@@ -18,3 +18,7 @@ class DataError(UserError, ValueError):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint or run folder is missing, damaged, locked, or does not fit the config."""
+
+
+class TrainingError(UserError, RuntimeError):
+    """Training cannot go on: the loss is not finite, and skipping steps did not help."""

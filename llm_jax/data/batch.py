@@ -1,10 +1,14 @@
 """The batch: what data/ hands to train/. Pretraining and instruction tuning differ in the mask only."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llm_jax.errors import DataError
+
+Array = (
+    Any  # numpy on the host; the same fields hold jax arrays once the batch is placed on devices
+)
 
 
 class Batch(NamedTuple):
@@ -14,14 +18,14 @@ class Batch(NamedTuple):
     no target ever crosses a document boundary. Padding has segment 0 and mask 0.
     """
 
-    tokens_BT: np.ndarray  # int32, input ids
-    targets_BT: np.ndarray  # int32, the next id of the same document
-    positions_BT: np.ndarray  # int32, index inside the segment; restarts at 0 in every segment
-    segments_BT: np.ndarray  # int32, counts 1, 2, ... along the row; 0 is padding
-    loss_mask_BT: np.ndarray  # float32, 1 where the target counts
+    tokens_BT: Array  # int32, input ids
+    targets_BT: Array  # int32, the next id of the same document
+    positions_BT: Array  # int32, index inside the segment; restarts at 0 in every segment
+    segments_BT: Array  # int32, counts 1, 2, ... along the row; 0 is padding
+    loss_mask_BT: Array  # float32, 1 where the target counts
 
 
-DTYPES = Batch(np.int32, np.int32, np.int32, np.int32, np.float32)  # pyright: ignore[reportArgumentType]
+DTYPES = Batch(np.int32, np.int32, np.int32, np.int32, np.float32)
 
 
 def check_batch(batch: Batch, vocab_size: int) -> None:
@@ -29,7 +33,9 @@ def check_batch(batch: Batch, vocab_size: int) -> None:
     shape = batch.tokens_BT.shape
     for name, array, dtype in zip(Batch._fields, batch, DTYPES, strict=True):
         if array.shape != shape or array.ndim != 2:
-            raise DataError(f"batch.{name} has shape {array.shape}; every array must be {shape} = [B, T]")
+            raise DataError(
+                f"batch.{name} has shape {array.shape}; every array must be {shape} = [B, T]"
+            )
         if array.dtype != dtype:
             raise DataError(f"batch.{name} has dtype {array.dtype}; it must be {np.dtype(dtype)}")
     for name in ("tokens_BT", "targets_BT"):

@@ -1,1 +1,37 @@
-"""."""
+"""The decoder, in a narrow pure-functional dialect of Flax Linen.
+
+1. Only the `params` collection: no mutable state, no hidden random numbers.
+2. The KV cache is an argument and a return value.
+3. Names of parameters and submodules are always given: they are a file format.
+4. Each parameter is declared with shape, logical axes and initialiser on one line.
+5. Nothing outside model/ sees a module instance; the functions below are the whole surface.
+
+Shape letters, everywhere in the project: B batch, T query time, S key time, D embed, F mlp, N query
+heads, K kv heads, G = N/K, H head dim, V vocab, L layers.
+"""
+
+from llm_jax.model.api import (
+    Params,
+    abstract_params,
+    count_params,
+    flops_per_token,
+    forward,
+    init_params,
+    logical_axes,
+)
+from llm_jax.model.cache import KVCache, init_cache
+from llm_jax.model.config import ModelConfig, RopeScaling
+
+__all__ = [
+    "KVCache",
+    "ModelConfig",
+    "Params",
+    "RopeScaling",
+    "abstract_params",
+    "count_params",
+    "flops_per_token",
+    "forward",
+    "init_cache",
+    "init_params",
+    "logical_axes",
+]

@@ -1,1 +1,27 @@
-"""."""
+"""Training: loss, optimizer, state, the pure step, and the loop around it.
+
+Read `step.py` first. `loop.run` is handed its batches and hooks by the commands in run/, so that
+pretraining and instruction tuning share one loop.
+"""
+
+from llm_jax.train.loop import Reporter, TrainConfig, run
+from llm_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from llm_jax.train.state import TrainState, abstract_state, init_state, new_state, state_shardings
+from llm_jax.train.step import StepConfig, compile_step, train_step
+
+__all__ = [
+    "OptimizerConfig",
+    "Reporter",
+    "StepConfig",
+    "TrainConfig",
+    "TrainState",
+    "abstract_state",
+    "compile_step",
+    "init_state",
+    "make_optimizer",
+    "make_schedule",
+    "new_state",
+    "run",
+    "state_shardings",
+    "train_step",
+]

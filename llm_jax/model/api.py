@@ -1,0 +1,92 @@
+"""The waist of the model: five functions on plain nested dicts. Nothing outside model/ sees a module."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.errors import ConfigError
+from llm_jax.model.cache import KVCache
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.transformer import Transformer
+
+Params = dict[str, Any]  # nested dict of arrays; names are a file format
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters in config.param_dtype. The same key gives the same values on any mesh."""
+    return nn.unbox(_init_boxed(config, key))
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array,
+    segments_BT: jax.Array,
+    cache: KVCache | None = None,
+) -> tuple[jax.Array, KVCache | None]:
+    """Next-token logits, float32 [B, T, V], and the cache extended by these tokens.
+
+    Args:
+      tokens_BT: int32 ids.
+      positions_BT: int32, index of each token inside its segment.
+      segments_BT: int32; tokens see only their own segment, and 0 is padding.
+      cache: from `init_cache`, or None. With a cache the tokens also see what it holds.
+
+    Raises:
+      ConfigError: the arrays differ in shape, or the row is longer than learned positions reach.
+    """
+    for name, array in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
+        if array.shape != tokens_BT.shape:
+            raise ConfigError(
+                f"forward: {name} has shape {array.shape}; it must match tokens_BT, {tokens_BT.shape}"
+            )
+    if config.position == "learned" and tokens_BT.shape[1] > config.max_seq_len:
+        raise ConfigError(
+            f"forward: {tokens_BT.shape[1]} tokens in a row, but model.max_seq_len={config.max_seq_len} "
+            "is all that learned positions know"
+        )
+    return Transformer(config).apply(
+        {"params": params}, tokens_BT, positions_BT, segments_BT, cache
+    )  # pyright: ignore[reportReturnType]
+
+
+def logical_axes(config: ModelConfig) -> dict[str, Any]:
+    """The tree of parameters with, in place of each array, the tuple of its logical axis names."""
+    boxed = jax.eval_shape(lambda: _init_boxed(config, jax.random.key(0)))
+    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
+    return jax.tree.map(lambda box: box.names, boxed, is_leaf=is_box)
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """The tree of parameters as jax.ShapeDtypeStruct; costs nothing at any size."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def count_params(config: ModelConfig) -> int:
+    """Number of parameters, embeddings included."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """Floating-point operations to train on one token: forward, and twice that for backward.
+
+    Two per multiply-add, matrix products only; attention counts the causal half of T x T. The
+    embedding look-up is free, the output head is not. Recomputation (remat) does not count.
+    """
+    D, F, L, N, K, H = (
+        config.embed_dim, config.mlp_dim, config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim,
+    )  # fmt: skip
+    projections = D * H * (2 * N + 2 * K)
+    mlp = D * F * (3 if config.mlp == "gated" else 2)
+    attention = 2 * N * H * (seq_len + 1) / 2  # q.k and p.v over an average of (T + 1) / 2 keys
+    return 3 * 2 * (L * (projections + mlp + attention) + D * config.vocab_size)
+
+
+def _init_boxed(config: ModelConfig, key: jax.Array) -> Any:
+    """Parameters still boxed with their axis names, as Flax returns them."""
+    dummy = jnp.zeros((1, 1), jnp.int32)
+    return Transformer(config).init(key, dummy, dummy, dummy + 1, None)["params"]

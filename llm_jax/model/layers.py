@@ -1,0 +1,106 @@
+"""Norms, linear maps, MLP, embedding. Every parameter is declared with shape, axes and initialiser on one line."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.model.config import ModelConfig
+from llm_jax.sharding import constrain
+
+Initializer = Callable[..., jax.Array]
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+EMBEDDING_INIT = nn.initializers.normal(0.02)  # GPT-2's; logits of a tied head start near 0
+
+
+def fan_in(scale: float, in_axes: Sequence[int], out_axes: Sequence[int]) -> Initializer:
+    """Truncated normal of variance `scale` / fan-in, over the given axes of the shape."""
+    return nn.initializers.variance_scaling(
+        scale, "fan_in", "truncated_normal", in_axis=in_axes, out_axis=out_axes
+    )
+
+
+def residual_scale(config: ModelConfig) -> float:
+    """Variance factor of maps that write to the residual stream: 2L of them add up (GPT-2, section 2.3)."""
+    return 1.0 / (2 * config.num_layers)
+
+
+def declare(
+    module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str], init: Initializer
+) -> jax.Array:
+    """Declares a parameter with its logical axes and returns it in the dtype of the computation."""
+    config = cast(Any, module).config
+    boxed = nn.with_partitioning(init, tuple(axes))
+    value = module.param(name, boxed, tuple(shape), jnp.dtype(config.param_dtype))
+    return cast(jax.Array, value).astype(config.dtype)
+
+
+class Norm(nn.Module):
+    """RMS norm (1910.07467) or layer norm (1607.06450) over the last axis, computed in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        config, dim = self.config, x_BTD.shape[-1]
+        x = x_BTD.astype(jnp.float32)
+        if config.norm != "rms":
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.norm_eps)
+        x = (
+            x.astype(config.dtype)
+            * declare(self, "scale", (dim,), ("act_embed",), nn.initializers.ones)[None, None]
+        )
+        if config.norm == "layer":
+            x = x + declare(self, "bias", (dim,), ("act_embed",), nn.initializers.zeros)[None, None]
+        return x
+
+
+class Mlp(nn.Module):
+    """act(x W_up) W_down, or (act(x W_gate) * x W_up) W_down (GLU variants, 2002.05202)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        config = self.config
+        D, F = config.embed_dim, config.mlp_dim
+        up_init, down_init = fan_in(1.0, (0,), (1,)), fan_in(residual_scale(config), (0,), (1,))
+        h_BTF = x_BTD @ declare(self, "up", (D, F), ("embed", "mlp"), up_init)
+        if config.mlp_bias:
+            h_BTF = (
+                h_BTF + declare(self, "up_bias", (F,), ("mlp",), nn.initializers.zeros)[None, None]
+            )
+        activation = ACTIVATIONS[config.activation]
+        if config.mlp == "gated":
+            gate_BTF = x_BTD @ declare(self, "gate", (D, F), ("embed", "mlp"), up_init)
+            if config.mlp_bias:
+                gate_BTF = (
+                    gate_BTF
+                    + declare(self, "gate_bias", (F,), ("mlp",), nn.initializers.zeros)[None, None]
+                )
+            h_BTF = activation(gate_BTF) * h_BTF
+        else:
+            h_BTF = activation(h_BTF)
+        h_BTF = constrain(h_BTF, "batch", "time", "mlp")
+        out_BTD = h_BTF @ declare(self, "down", (F, D), ("mlp", "embed"), down_init)
+        if config.mlp_bias:
+            out_BTD = (
+                out_BTD
+                + declare(self, "down_bias", (D,), ("act_embed",), nn.initializers.zeros)[
+                    None, None
+                ]
+            )
+        return out_BTD

@@ -1,0 +1,114 @@
+"""The decoder: embedding, a scan over identical blocks, final norm, output head."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.model.attention import Attention, Context
+from llm_jax.model.cache import KVCache
+from llm_jax.model.config import ModelConfig
+from llm_jax.model.layers import EMBEDDING_INIT, Mlp, Norm, declare, fan_in
+from llm_jax.model.positions import rope_tables
+from llm_jax.sharding import constrain
+
+# what backward keeps instead of recomputing; `full` keeps only each layer's input
+REMAT_POLICIES: dict[str, Callable[..., Any]] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP around the residual stream."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, layer_cache: tuple[jax.Array, jax.Array] | None, context: Context
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """[B, T, D] -> [B, T, D] and the layer's updated cache."""
+        config = self.config
+        normed_BTD = Norm(config, name="attention_norm")(x_BTD)
+        attended_BTD, layer_cache = Attention(config, name="attention")(
+            normed_BTD, context, layer_cache
+        )
+        if config.residual == "sequential":
+            x_BTD = constrain(x_BTD + attended_BTD, "batch", "time", "act_embed")
+            x_BTD = x_BTD + Mlp(config, name="mlp")(Norm(config, name="mlp_norm")(x_BTD))
+        else:  # GPT-J, GPT-NeoX: both read the layer's input
+            if config.residual == "parallel_two_norms":
+                normed_BTD = Norm(config, name="mlp_norm")(x_BTD)
+            x_BTD = x_BTD + attended_BTD + Mlp(config, name="mlp")(normed_BTD)
+        return constrain(x_BTD, "batch", "time", "act_embed"), layer_cache
+
+
+class Transformer(nn.Module):
+    """Token ids to logits."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        segments_BT: jax.Array,
+        cache: KVCache | None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Returns float32 logits [B, T, V] and the cache with this call's tokens in it."""
+        config = self.config
+        V, D = config.vocab_size, config.embed_dim
+        embedding_VD = declare(self, "embedding", (V, D), ("vocab", "embed"), EMBEDDING_INIT)
+        x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0)
+        if config.position == "learned":
+            table = declare(
+                self, "positions", (config.max_seq_len, D), ("time", "embed"), EMBEDDING_INIT
+            )
+            x_BTD = x_BTD + jnp.take(table, positions_BT, axis=0)
+        x_BTD = constrain(x_BTD, "batch", "time", "act_embed")
+
+        context, cache = make_context(config, positions_BT, segments_BT, cache)
+        block = Block
+        if config.remat != "none":
+            # prevent_cse is needed only outside scan, where XLA could undo the recomputation
+            block = nn.remat(Block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        scan: Any = nn.scan(  # one traced layer: compile time does not grow with depth
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        layer_caches = None if cache is None else (cache.k_LBSKH, cache.v_LBSKH)
+        x_BTD, layer_caches = scan(config, name="layers")(x_BTD, layer_caches, context)
+        if cache is not None and layer_caches is not None:
+            cache = cache._replace(k_LBSKH=layer_caches[0], v_LBSKH=layer_caches[1])
+
+        x_BTD = Norm(config, name="final_norm")(x_BTD)
+        if config.tied_embeddings:
+            head_DV = embedding_VD.T
+        else:
+            head_DV = declare(self, "head", (D, V), ("embed", "vocab"), fan_in(1.0, (0,), (1,)))
+        logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
+        return constrain(logits_BTV, "batch", "time", "vocab"), cache
+
+
+def make_context(
+    config: ModelConfig, positions_BT: jax.Array, segments_BT: jax.Array, cache: KVCache | None
+) -> tuple[Context, KVCache | None]:
+    """The shared inputs of all layers; with a cache, also writes this call's positions and segments to it."""
+    cos, sin = rope_tables(config, positions_BT) if config.position == "rope" else (None, None)
+    kv_positions_BS, kv_segments_BS, slot = positions_BT, segments_BT, 0
+    if cache is not None:
+        slot = cache.used
+        kv_positions_BS = jax.lax.dynamic_update_slice(cache.positions_BS, positions_BT, (0, slot))
+        kv_segments_BS = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, slot))
+        used = slot + positions_BT.shape[1]
+        cache = cache._replace(positions_BS=kv_positions_BS, segments_BS=kv_segments_BS, used=used)
+    context = Context(positions_BT, segments_BT, kv_positions_BS, kv_segments_BS, cos, sin, slot)
+    return context, cache

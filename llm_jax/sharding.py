@@ -1,0 +1,168 @@
+"""Which mesh axis holds which array axis: the one place that knows about devices.
+
+Model code names its axes (`embed`, `heads`, ...); the table `RULES` says which mesh axes hold each.
+Notation as in the scaling book: wq[D_fsdp, N_tensor, H] is embed over `fsdp`, heads over `tensor`.
+
+    data    replicas of the parameters, each on its own rows of the batch (the slow network)
+    fsdp    rows of the batch AND slices of every parameter (gathered layer by layer)
+    tensor  heads, mlp and vocabulary split inside a layer (the fast network)
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from llm_jax.errors import ConfigError
+
+# logical axis -> mesh axes. `embed` is the stored axis of parameters, `act_embed` the one of
+# activations: sharding both over fsdp would put two axes of x_BTD on the same mesh axis.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "time": (),
+    "embed": ("fsdp",),
+    "act_embed": (),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "vocab": ("tensor",),
+    "layers": (),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of the mesh axes. Their product is the number of devices used."""
+
+    data: int = 1  # replicas; -1: as many as there are devices left
+    fsdp: int = 1  # parameter shards; -1: as many as there are devices left
+    tensor: int = 1  # splits of heads, mlp and vocabulary
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            if size < 1 and not (size == -1 and name != "tensor"):
+                raise ConfigError(
+                    f"mesh.{name}={size} must be at least 1, or -1 to fill (data, fsdp)"
+                )
+        if self.data == -1 and self.fsdp == -1:
+            raise ConfigError(
+                "mesh.data=-1 and mesh.fsdp=-1: only one axis can be filled; state the other"
+            )
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh `data x fsdp x tensor` over all devices, or over `devices`.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = dataclasses.asdict(config)
+    stated = math.prod(size for size in sizes.values() if size > 0)
+    for name, size in sizes.items():
+        if size == -1:
+            sizes[name] = max(len(devices) // stated, 1)
+    if math.prod(sizes.values()) != len(devices):
+        shape = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(config).items())
+        raise ConfigError(
+            f"mesh {shape} does not fit {len(devices)} device(s): the product must be {len(devices)}; "
+            "-1 for mesh.data or mesh.fsdp fills what is left"
+        )
+    # Auto: jax.make_mesh now defaults to Explicit, which activation constraints do not accept
+    axis_types = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices
+    )
+
+
+def partition_spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Any, what: str = "array"
+) -> PartitionSpec:
+    """The PartitionSpec of an array whose axes have these logical names.
+
+    `kv_heads` alone may be fewer than its mesh axis (multi-query attention under tensor parallelism):
+    it is then replicated, every shard holding the heads its queries need.
+
+    Raises:
+      ConfigError: a size does not divide, or two axes of one array fall on the same mesh axis.
+    """
+    entries: list[Any] = []
+    used: dict[str, str] = {}
+    for name, size in zip(axes, shape, strict=True):
+        mesh_axes = tuple(a for a in RULES[name] if mesh.shape[a] > 1) if name else ()
+        parts = math.prod(mesh.shape[a] for a in mesh_axes)
+        if size % parts and name == "kv_heads" and parts % size == 0:
+            mesh_axes = ()
+        elif size % parts:
+            held = " x ".join(f"mesh.{a}={mesh.shape[a]}" for a in mesh_axes)
+            raise ConfigError(f"{what}: {name}={size} must be a multiple of {held}")
+        for axis in mesh_axes:
+            if axis in used:
+                raise ConfigError(
+                    f"{what}: axes {used[axis]} and {name} both fall on mesh axis {axis}"
+                )
+            used[axis] = str(name)
+        # a bare name for one axis: P("fsdp") and P(("fsdp",)) differ as jit cache keys
+        entries.append(mesh_axes[0] if len(mesh_axes) == 1 else mesh_axes or None)
+    return PartitionSpec(*entries)
+
+
+def tree_shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
+    """NamedShardings of a tree of shapes, given the tree of logical axis names (tuples) beside it."""
+
+    def one(path: Any, leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
+        what = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, what))
+
+    return jax.tree_util.tree_map_with_path(one, abstract, axes)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+    """Sharding of [B, T] arrays: rows over data and fsdp."""
+    return NamedSharding(
+        mesh, partition_spec(("batch", "time"), (batch_size, 1), mesh, "train.batch_size")
+    )
+
+
+def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
+    """Indices of the global batch's rows that this process holds, ascending.
+
+    Read off the sharding: a slice by process index is silently wrong when a process does not own
+    its own slice of the batch axis (tensor parallelism across processes).
+    """
+    index_map = sharding.addressable_devices_indices_map((batch_size, 1))
+    rows = {
+        row for index in index_map.values() if index for row in range(*index[0].indices(batch_size))
+    }
+    return np.array(sorted(rows), np.int64)
+
+
+def place_rows(
+    local: np.ndarray, rows: np.ndarray, batch_size: int, sharding: NamedSharding
+) -> jax.Array:
+    """The global [B, T] array whose rows `rows` this process has as `local` [len(rows), T]."""
+
+    def fetch(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(batch_size)
+        return local[np.searchsorted(rows, np.arange(start, stop))]
+
+    return jax.make_array_from_callback((batch_size, local.shape[1]), sharding, fetch)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """States the sharding of an activation by its logical axes; without a mesh (`jax.set_mesh`), x itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh, "activation"))

@@ -1,0 +1,174 @@
+"""The loop: batches in, state out. It is handed everything it touches, so a list of batches will do.
+
+Each turn: 1 wait for the batch, 2 start the step, 3 read the metrics of the step before (so that the
+device never waits for the host), 4 evaluate, sample and save where due, 5 look whether to stop.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+
+from llm_jax.data.batch import Batch
+from llm_jax.errors import ConfigError, TrainingError
+from llm_jax.train.metrics import LiveLine, MetricsWriter, Throughput
+from llm_jax.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long to train and how often to look."""
+
+    steps: int = 1000  # updates in the whole run, resumed or not
+    seed: int = 0  # of the initial parameters
+    log_every_steps: int = 10
+    eval_every_steps: int = 0  # held-out evaluation during training; 0: only at the end
+    sample_every_steps: int = 0  # text written to samples/; 0: none
+    max_skipped_in_row: int = 5  # non-finite steps in a row after which the run stops
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "log_every_steps", "max_skipped_in_row"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1")
+        for name in ("eval_every_steps", "sample_every_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must not be negative")
+
+
+class Hooks(Protocol):
+    """What a run does besides stepping. `step` counts finished updates."""
+
+    def evaluate(self, params: Any, step: int) -> dict[str, float]:
+        """Held-out metrics of the parameters, under flat names."""
+        ...
+
+    def sample(self, params: Any, step: int) -> None:
+        """Writes some generated text."""
+        ...
+
+    def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
+        """Saves a checkpoint; returns as soon as the state's buffers may be reused."""
+        ...
+
+    def save_due(self, step: int) -> bool:
+        """True at the steps that are saved on schedule."""
+        ...
+
+    def describe_step(self, step: int) -> str:
+        """The source mix of a step's batch, for a message about it."""
+        ...
+
+    def should_stop(self, step: int) -> bool:
+        """True when the run was asked to stop; the same on every process."""
+        ...
+
+    def should_save(self) -> bool:
+        """True when a save was asked for; the same on every process."""
+        ...
+
+
+@dataclasses.dataclass
+class Reporter:
+    """Where the numbers go."""
+
+    writer: MetricsWriter | None  # None on all processes but the first
+    live: LiveLine | None
+    throughput: Throughput
+    nats_per_byte: float  # nats of one token over this are nats of one byte: mean bytes per token
+
+    def step(self, row: dict[str, Any]) -> None:
+        """Logs one training step."""
+        row["bits_per_byte"] = row["loss"] / 0.6931471805599453 / self.nats_per_byte
+        row.update(self.throughput.rates())
+        if self.writer:
+            self.writer.write(row)
+        if self.live:
+            self.live.show(row)
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Logs one held-out evaluation."""
+        if self.writer:
+            self.writer.write({"step": step, **metrics})
+        if self.live:
+            shown = "  ".join(
+                f"{k} {v:.4f}" for k, v in metrics.items() if "bits_per_character" in k
+            )
+            self.live.say(f"step {step}  held out: {shown}")
+
+
+def run(
+    state: TrainState,
+    step_function: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Iterator[Batch],
+    config: TrainConfig,
+    hooks: Hooks,
+    reporter: Reporter,
+) -> TrainState:
+    """Trains from `state.step` to `config.steps` or until asked to stop; returns the last state.
+
+    Raises:
+      TrainingError: `config.max_skipped_in_row` steps in a row had a non-finite loss or gradient.
+    """
+    start = int(state.step)
+    pending: tuple[int, dict[str, jax.Array], float] | None = None
+    saved = start
+    evaluated: tuple[int, dict[str, float]] = (-1, {})
+    for step in range(start + 1, config.steps + 1):
+        begin = time.perf_counter()
+        batch = next(batches)
+        data_wait = time.perf_counter() - begin
+        state, metrics = step_function(state, batch)
+        if pending:
+            finish_step(*pending, state, config, hooks, reporter)
+        pending = (step, metrics, data_wait)
+
+        stop = hooks.should_stop(step)
+        due_eval = step == config.steps or (
+            config.eval_every_steps and step % config.eval_every_steps == 0
+        )
+        due_save = step == config.steps or stop or hooks.save_due(step) or hooks.should_save()
+        due_sample = config.sample_every_steps and step % config.sample_every_steps == 0
+        if due_eval or due_save or due_sample:
+            finish_step(*pending, state, config, hooks, reporter)
+            pending = None
+        if due_eval and not stop:
+            evaluated = (step, hooks.evaluate(state.params, step))
+            reporter.evaluation(*evaluated)
+        if due_sample and not stop:
+            hooks.sample(state.params, step)
+        if due_save:
+            hooks.save(state, step, evaluated[1] if evaluated[0] == step else {})
+            saved = step
+        if due_eval or due_save or due_sample:
+            reporter.throughput.pause()
+        if stop:
+            break
+    assert saved == int(state.step), "the last state is always saved"
+    return state
+
+
+def finish_step(
+    step: int,
+    metrics: dict[str, jax.Array],
+    data_wait: float,
+    state: TrainState,
+    config: TrainConfig,
+    hooks: Hooks,
+    reporter: Reporter,
+) -> None:
+    """Reads a step's metrics (waiting for the device), counts, logs, and stops a run gone bad."""
+    row = {name: float(value) for name, value in metrics.items()}
+    reporter.throughput.mark(row["target_tokens"], data_wait)
+    if row["skipped_in_row"] >= config.max_skipped_in_row:
+        first = step - int(row["skipped_in_row"]) + 1
+        hooks.save(state, int(state.step), {})  # good parameters, past the bad batches
+        raise TrainingError(
+            f"loss or gradient not finite for {row['skipped_in_row']:.0f} steps in a row "
+            f"(steps {first} to {step}; batch of step {step}: {hooks.describe_step(step)}); the "
+            f"parameters from before them are saved as step {int(state.step)}; lower optimizer.peak_lr or "
+            "look at these batches, then resume"
+        )
+    if step % config.log_every_steps == 0 or step == config.steps or row["skipped_in_row"]:
+        reporter.step({"step": step, **row})

@@ -1,0 +1,153 @@
+"""The training step: pure, on one screen, callable on one device with no mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from llm_jax.data.batch import Batch
+from llm_jax.errors import ConfigError
+from llm_jax.model import ModelConfig, Params, forward
+from llm_jax.sharding import batch_sharding, replicated
+from llm_jax.train.loss import LossSums, token_loss
+from llm_jax.train.state import TrainState, state_shardings
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What one update does, beyond the model and the optimizer."""
+
+    batch_size: int = 32  # rows of the global batch
+    micro_batches: int = 1  # parts the batch is computed in, one after another, to save memory
+    z_loss: float = 0.0  # weight of the z-penalty; 1e-4 is usual with bf16
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"step.{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size % self.micro_batches:
+            raise ConfigError(
+                f"step.batch_size={self.batch_size} must be a multiple of step.micro_batches={self.micro_batches}"
+            )
+        if self.z_loss < 0:
+            raise ConfigError(f"step.z_loss={self.z_loss} must not be negative")
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: ModelConfig,
+    config: StepConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    clip_norm: float,
+) -> tuple[TrainState, Metrics]:
+    """One update. Pure: no clock, no I/O, no globals.
+
+    Loss and gradients are sums over the batch divided by its global count of target tokens, so
+    packing, accumulation and sharding do not change the objective. A step whose loss or gradient
+    is not finite leaves parameters and optimizer as they were, and is counted.
+    """
+    count = jnp.maximum(jnp.sum(batch.loss_mask_BT), 1.0)
+
+    def loss(params: Params, part: Batch) -> tuple[jax.Array, LossSums]:
+        logits_BTV, _ = forward(params, model, part.tokens_BT, part.positions_BT, part.segments_BT)
+        sums = token_loss(logits_BTV, part.targets_BT, part.loss_mask_BT)
+        return (sums.nats + config.z_loss * sums.z_penalty) / count, sums
+
+    sums, grads = accumulate(
+        jax.grad(loss, has_aux=True), state.params, batch, config.micro_batches
+    )
+    grad_norm = optax.tree.norm(grads)
+    # before clipping: clip(inf) is NaN everywhere, and clip of an overflowed norm is a silent zero
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.nats)
+    learning_rate = schedule(state.step)
+
+    def update(params: Params, opt_state: Any) -> tuple[Params, Any]:
+        scale = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-6)) if clip_norm else 1.0
+        clipped = jax.tree.map(lambda g: g * scale, grads)
+        directions, opt_state = optimizer.update(clipped, opt_state, params)
+        return jax.tree.map(
+            lambda p, d: p - (learning_rate * d).astype(p.dtype), params, directions
+        ), opt_state
+
+    keep = lambda params, opt_state: (params, opt_state)  # noqa: E731
+    params, opt_state = jax.lax.cond(finite, update, keep, state.params, state.opt_state)
+    skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
+    skipped = state.skipped + jnp.where(finite, 0, 1)
+    state = TrainState(params, opt_state, state.step + 1, skipped, skipped_in_row)
+    return state, {
+        "loss": sums.nats / count,
+        "z_penalty": sums.z_penalty / count,
+        "target_tokens": sums.targets,
+        "grad_norm": grad_norm,
+        "learning_rate": jnp.asarray(learning_rate, jnp.float32),
+        "skipped": skipped,
+        "skipped_in_row": skipped_in_row,
+    }
+
+
+def accumulate(
+    grad: Callable[[Params, Batch], tuple[Params, LossSums]],
+    params: Params,
+    batch: Batch,
+    parts: int,
+) -> tuple[LossSums, Params]:
+    """Sums of loss and gradients over `parts` micro-batches; every device works on each of them."""
+    if parts == 1:
+        grads, sums = grad(params, batch)
+        return sums, grads
+    # row r goes to part r % parts: consecutive rows lie on one device, so each part touches all devices
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, x.shape[1]).swapaxes(0, 1), batch)
+
+    def add(total: tuple[LossSums, Params], part: Batch) -> tuple[tuple[LossSums, Params], None]:
+        grads, sums = grad(params, part)
+        return jax.tree.map(jnp.add, total, (sums, grads)), None
+
+    zeros = (
+        LossSums(*(jnp.zeros(()) for _ in LossSums._fields)),
+        jax.tree.map(jnp.zeros_like, params),
+    )
+    total, _ = jax.lax.scan(add, zeros, split)
+    return total
+
+
+def compile_step(
+    mesh: Mesh,
+    *,
+    model: ModelConfig,
+    config: StepConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    clip_norm: float,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step` under `jax.jit` on a mesh: shardings stated on both sides, state donated.
+
+    Stated because XLA would otherwise infer other output shardings and compile again at step 2.
+    """
+    state = state_shardings(model, optimizer, mesh)
+    rows = batch_sharding(mesh, config.batch_size)
+    micro = config.batch_size // config.micro_batches
+    batch_sharding(mesh, micro)  # raises when a micro-batch does not divide over the mesh
+    step = functools.partial(
+        train_step,
+        model=model,
+        config=config,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip_norm=clip_norm,
+    )
+    return jax.jit(
+        step,
+        in_shardings=(state, Batch(rows, rows, rows, rows, rows)),
+        out_shardings=(state, replicated(mesh)),
+        donate_argnums=0,
+    )

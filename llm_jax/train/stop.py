@@ -1,0 +1,67 @@
+"""Asking a run to stop or to save, from outside: signals and a file."""
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+log = logging.getLogger(__name__)
+
+
+class StopRequest:
+    """SIGTERM and Ctrl-C finish the step, save and end the run; a second one ends it at once.
+
+    SIGUSR1, or a file `save` in the run folder, asks for a save without stopping.
+
+    With several processes the answer must be the same on all of them at the same step: SIGTERM then
+    goes through JAX's preemption notice, which agrees on a step (it needs `jax.distributed`).
+    """
+
+    def __init__(self, folder: Path):
+        self.save_file = folder / "save"
+        self.stop = False
+        self.save = False
+        self.agreed = jax.process_count() > 1
+        self.previous: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        # only the main thread may set handlers; a run inside a test thread goes without
+        if threading.current_thread() is threading.main_thread():
+            signals = [signal.SIGINT, signal.SIGUSR1] + ([] if self.agreed else [signal.SIGTERM])
+            for number in signals:
+                self.previous[number] = signal.signal(number, self.receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+
+    def receive(self, number: int, _: FrameType | None) -> None:
+        """The signal handler: sets a flag that the loop reads between steps."""
+        if number == signal.SIGUSR1:
+            self.save = True
+            return
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+        log.warning("stopping after this step, with a checkpoint; once more to stop at once")
+
+    def should_stop(self, step: int) -> bool:
+        """True once the run was asked to stop; the same on every process."""
+        if self.agreed:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.stop
+
+    def should_save(self) -> bool:
+        """True once for every request to save. One process only: several would have to agree."""
+        if self.agreed:
+            return False
+        if self.save_file.exists():
+            self.save_file.unlink()
+            self.save = True
+        asked, self.save = self.save, False
+        return asked
