@@ -1,0 +1,165 @@
+"""The decoder against independent maths, and the properties every model must have."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.errors import ConfigError
+from llm_jax.model import (
+    RopeScaling,
+    abstract_params,
+    count_params,
+    flops_per_token,
+    forward,
+    init_cache,
+    init_params,
+    logical_axes,
+)
+from llm_jax.model.positions import alibi_slopes, rope_frequencies
+from tests.model import numpy_decoder
+from tests.tiny import BLOOM, FAMILIES, GPT2, LLAMA, random_batch
+
+jitted_forward = jax.jit(forward, static_argnames="config")
+
+
+def noisy_params(config, seed=0):
+    """Random biases and scales too: at their initial 0 and 1 a forgotten one would not show."""
+    params = init_params(config, jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_give_each_document_the_logits_of_independent_maths(family):
+    config = FAMILIES[family]
+    params = noisy_params(config)
+    batch = random_batch(seed=3, rows=2, length=24)
+    logits_BTV, _ = jitted_forward(params, config, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+    for row in range(2):
+        for segment in range(1, batch.segments_BT[row].max() + 1):
+            at = np.flatnonzero(batch.segments_BT[row] == segment)
+            expected = numpy_decoder.logits(params, config, batch.tokens_BT[row, at].tolist())
+            np.testing.assert_allclose(logits_BTV[row, at], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_decoding_equals_the_full_forward(family):
+    config = FAMILIES[family]
+    params = noisy_params(config)
+    tokens_BT = np.random.default_rng(0).integers(0, 64, (2, 12), dtype=np.int32)
+    positions_BT = np.tile(np.arange(12, dtype=np.int32), (2, 1))
+    ones_BT = np.ones_like(tokens_BT)
+    full_BTV, _ = jitted_forward(params, config, tokens_BT, positions_BT, ones_BT)
+    cache, pieces = init_cache(config, 2, 16), []
+    for start, stop in [(0, 7), (7, 8), (8, 9), (9, 12)]:
+        part = np.s_[:, start:stop]
+        out, cache = jitted_forward(params, config, tokens_BT[part], positions_BT[part], ones_BT[part], cache)
+        pieces.append(out)
+    np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full_BTV, rtol=1e-5, atol=1e-5)
+
+
+def test_remat_and_scan_change_neither_loss_nor_gradients():
+    batch = random_batch(seed=1, rows=2, length=16)
+
+    def loss(params, config):
+        logits, _ = forward(params, config, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+        return jnp.sum(jax.nn.log_softmax(logits)[..., 5] * batch.loss_mask_BT)
+
+    params = noisy_params(LLAMA)
+    plain = jax.jit(jax.grad(loss), static_argnums=1)(params, LLAMA)
+    for remat in ("dots", "full"):
+        config = dataclasses.replace(LLAMA, remat=remat)
+        other = jax.jit(jax.grad(loss), static_argnums=1)(params, config)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, other)
+
+
+def test_bfloat16_computes_in_bfloat16_over_float32_parameters():
+    config = dataclasses.replace(LLAMA, dtype="bfloat16")
+    params = init_params(config, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    batch = random_batch(seed=1, rows=1, length=8)
+    args = (batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+    rough, _ = jitted_forward(params, config, *args)
+    exact, _ = jitted_forward(params, LLAMA, *args)
+    assert rough.dtype == jnp.float32
+    assert 0 < float(jnp.max(jnp.abs(rough - exact))) < 0.05
+
+
+def test_every_parameter_has_one_logical_axis_per_dimension():
+    for config in FAMILIES.values():
+        axes, shapes = logical_axes(config), abstract_params(config)
+        jax.tree.map(lambda leaf, names: pytest.fail(str(names)) if len(names) != leaf.ndim else None, shapes, axes)
+        assert axes["layers"]["attention"]["query"] == ("layers", "embed", "heads", "head_dim")
+
+
+def test_parameter_count_is_the_sum_written_out_by_hand():
+    attention = 32 * 4 * 8 + 2 * 32 * 2 * 8 + 4 * 8 * 32
+    layer = attention + 3 * 32 * 48 + 2 * 32
+    assert count_params(LLAMA) == 64 * 32 + 2 * layer + 32 + 32 * 64
+    assert count_params(GPT2) == count_params(LLAMA) + 64 * 32 + 2 * (48 + 48 + 32)
+
+
+def test_flops_count_the_causal_half_of_attention_once():
+    projections, mlp, head = 2 * 32 * 8 * (4 + 2 + 2 + 4), 2 * 3 * 32 * 48, 2 * 32 * 64
+    scores_and_values = 2 * 2 * 4 * 8 * (1 + 2 + 3 + 4) / 4  # T = 4: 1, 2, 3 and 4 keys
+    assert flops_per_token(LLAMA, 4) == 3 * (2 * (projections + mlp + scores_and_values) + head)
+
+
+def test_alibi_slopes_follow_the_paper_for_powers_of_two_and_bloom_for_the_rest():
+    np.testing.assert_allclose(alibi_slopes(8), [2.0**-i for i in range(1, 9)])
+    np.testing.assert_allclose(alibi_slopes(6), [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
+    assert alibi_slopes(1) == pytest.approx([2**-8])
+
+
+def test_rope_scaling_stretches_long_waves_and_keeps_short_ones():
+    plain = rope_frequencies(dataclasses.replace(LLAMA, head_dim=64, rope_theta=500_000.0))
+
+    def scaled(**scaling):
+        scaling = RopeScaling(**scaling)
+        return rope_frequencies(dataclasses.replace(LLAMA, head_dim=64, rope_theta=500_000.0, rope_scaling=scaling))
+
+    np.testing.assert_allclose(scaled(kind="linear", factor=4.0), plain / 4)
+    for kind in ("llama3", "yarn"):
+        other = scaled(kind=kind, factor=8.0, original_max_seq_len=8192)
+        wavelength = 2 * math.pi / plain
+        np.testing.assert_allclose(other[wavelength < 8192 / 40], plain[wavelength < 8192 / 40], rtol=1e-6)
+        np.testing.assert_allclose(other[wavelength > 8192], plain[wavelength > 8192] / 8, rtol=1e-6)
+        assert np.all(np.diff(other) < 0)
+
+
+def test_llama3_scaling_gives_the_published_blend_in_the_middle():
+    # by hand from Llama 3.1's rule: wavelength 4096 of 8192 turns twice; kept share (2 - 1) / (4 - 1) = 1/3
+    scaling = RopeScaling(kind="llama3", factor=8.0, original_max_seq_len=8192)
+    config = dataclasses.replace(LLAMA, head_dim=2, rope_theta=1.0, rope_scaling=scaling)
+    from llm_jax.model.positions import _llama3
+
+    frequency = np.array([2 * math.pi / 4096])
+    np.testing.assert_allclose(_llama3(frequency, config.rope_scaling), frequency * (1 / 3 + 2 / 3 / 8))
+
+
+def test_wrong_shapes_are_told_before_any_maths():
+    params = init_params(LLAMA, jax.random.key(0))
+    tokens = np.zeros((1, 4), np.int32)
+    with pytest.raises(ConfigError, match=r"positions_BT has shape \(1, 3\); it must match tokens_BT"):
+        forward(params, LLAMA, tokens, tokens[:, :3], tokens)
+    long = np.zeros((1, 65), np.int32)
+    with pytest.raises(ConfigError, match=r"model.max_seq_len=64 is all that learned positions know"):
+        forward(params, GPT2, long, long, long)
+
+
+def test_deep_models_compile_about_as_fast_as_shallow_ones():
+    """The traced program of 48 layers is as long as that of 4; tools/bench_compile.py has the seconds."""
+
+    def program(layers):
+        config = dataclasses.replace(BLOOM, num_layers=layers)
+        ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        return jax.jit(lambda p, t: forward(p, config, t, t, t)).lower(abstract_params(config), ids).as_text()
+
+    shallow, deep = program(4), program(48)
+    assert deep.count("\n") == shallow.count("\n")

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs the tests, after setting up what they need.
+#   bash tools/test.sh                 the default suite, minutes on two cores
+#   bash tools/test.sh --all           slow and multi-process ones too
+#   bash tools/test.sh --oracle        live comparison with PyTorch and transformers (installs them)
+#   bash tools/test.sh tests/data -k fill   anything else goes to pytest
+EXTRAS=dev
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+case "${1:-}" in
+  --all) shift && set -- -m "not tpu and not gpu and not oracle" "$@" ;;
+  --oracle)
+    shift && set -- -m oracle "$@"
+    # the CPU wheel of this very version, where one is at hand, saves gigabytes
+    python -c 'import torch, transformers' 2>/dev/null ||
+      python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" "transformers>=5,<6"
+    ;;
+esac
+# the multi-device tests start processes of their own; everything else shares one compile cache per run
+exec python -m pytest "$@"
