@@ -1,1 +1,42 @@
-"""."""
+"""Text <-> ids: loading what others made, training our own. No jax here, so workers start fast.
+
+    base            the protocol every tokenizer keeps, and how fingerprints are made
+    files           which files a tokenizer is, read with a size cap and written atomically
+    specials        which ids are special; text never becomes one
+    sentencepiece   `tokenizer.model`
+    huggingface     `tokenizer.json`
+    train           a SentencePiece vocabulary from text
+
+    tokenizer = load("runs/demo/tokenizer")
+    ids = [tokenizer.bos_id, *tokenizer.encode("你好, world"), tokenizer.eos_id]
+    tokenizer.decode(ids)  # "你好, world"
+
+What is promised, and tested: text that spells a special token is plain text; with a tokenizer trained
+here by its defaults `decode(encode(text)) == text` for every text without lone surrogates; `save`
+gives back the bytes that were loaded; equal fingerprints mean equal ids.
+"""
+
+import os
+from pathlib import Path
+
+from llm_jax.tokenizer import files as _files
+from llm_jax.tokenizer.base import Tokenizer
+from llm_jax.tokenizer.huggingface import HuggingFaceTokenizer
+from llm_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+from llm_jax.tokenizer.train import TokenizerTrainConfig, train
+
+__all__ = ["Tokenizer", "TokenizerTrainConfig", "load", "train"]
+
+
+def load(path: str | os.PathLike[str]) -> Tokenizer:
+    """Loads the tokenizer in a folder, or from one file ending in `.json` or `.model`.
+
+    A folder with `tokenizer.json` and `tokenizer.model` gives the former, see `files.read`.
+
+    Raises:
+      DataError: missing, ambiguous, oversize, broken, or without an end-of-text id.
+    """
+    path = Path(path)
+    found = _files.read(path)
+    kind = HuggingFaceTokenizer if _files.HUGGING_FACE in found else SentencePieceTokenizer
+    return kind(found, str(path))

@@ -10,7 +10,20 @@ import numpy as np
 
 
 class Tokenizer(Protocol):
-    """Text <-> ids. Text never turns into special ids: those are added by their id, by us."""
+    """Text <-> ids. Text never turns into special ids: those are added by their id, by us.
+
+    Instances can be pickled, so that worker processes get them.
+    """
+
+    @property
+    def kind(self) -> str:
+        """What the file holds, for people: `SentencePiece bpe`, `Hugging Face BPE`."""
+        ...
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text: control tokens, BOS, EOS and padding. Encoding never gives one."""
+        ...
 
     @property
     def vocab_size(self) -> int:
@@ -46,15 +59,28 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special ids are left out, invalid UTF-8 becomes U+FFFD."""
+        """Text of ids; special ids are left out, invalid UTF-8 and the unknown id become U+FFFD.
+
+        Raises IndexError for an id that is not in 0 .. vocab_size - 1.
+        """
         ...
 
     def id_of(self, piece: str) -> int:
-        """Id of a special token or piece, or -1 when there is none."""
+        """Id of a special token or piece, as its file spells it, or -1 when there is none."""
+        ...
+
+    def token_num_bytes(self) -> np.ndarray:
+        """int32 [V]: UTF-8 bytes of text that each id stands for; 0 for special ids.
+
+        Summed over the ids of a text it is the text's length in bytes, for bits per byte while
+        training. Exact when encoding loses nothing (identity normalisation, no dummy prefix, byte
+        fallback or byte-level pieces); otherwise it counts the text as `decode` would give it, up to
+        one space a document.
+        """
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer's own files into `folder`, so that `tokenizer.load` reads them back."""
+        """Writes the tokenizer's own files into `folder`, byte for byte, for `tokenizer.load` to read."""
         ...
 
 
