@@ -1,1 +1,28 @@
-"""."""
+"""Checkpoints that can be trusted: saved atomically while training goes on, fingerprinted, verified when read."""
+
+from llm_jax.checkpoint.fingerprint import differences, fingerprint, fingerprints
+from llm_jax.checkpoint.lock import RunLock
+from llm_jax.checkpoint.reading import inspect, read_state, restore_params, tokenizer_folder
+from llm_jax.checkpoint.record import DamagedError, read_meta
+from llm_jax.checkpoint.run_folder import append_event, find_checkpoint, steps_in, write_json_atomic
+from llm_jax.checkpoint.store import CheckpointConfig, Store, save_model
+
+__all__ = [
+    "CheckpointConfig",
+    "DamagedError",
+    "RunLock",
+    "Store",
+    "append_event",
+    "differences",
+    "find_checkpoint",
+    "fingerprint",
+    "fingerprints",
+    "inspect",
+    "read_meta",
+    "read_state",
+    "restore_params",
+    "save_model",
+    "steps_in",
+    "tokenizer_folder",
+    "write_json_atomic",
+]

@@ -1,0 +1,397 @@
+"""Checkpoints of a run: saved while training goes on, verified when read, with a bad one stepped over.
+
+A save: 1. the devices start computing fingerprints and Orbax takes the values (the step waits for no
+more than that); 2. a thread writes `<step>.partial`, then tokenizer files and `meta.json`, and makes
+them durable; 3. one rename to `<step>` makes the checkpoint exist; 4. old ones beyond the retention go.
+
+In the folder, the order of the numbers is the order of time: what is newer than the step a run
+resumes from is set aside, so "newest" always means newest.
+"""
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llm_jax.checkpoint import arrays
+from llm_jax.checkpoint.fingerprint import PendingFingerprints, named_leaves
+from llm_jax.checkpoint.lock import RunLock
+from llm_jax.checkpoint.processes import all_say, first_says, is_first
+from llm_jax.checkpoint.reading import brief, read_state
+from llm_jax.checkpoint.record import (
+    DamagedError,
+    check_meta,
+    describe_arrays,
+    read_meta,
+    rewrite_record,
+    sync_folder,
+    write_record,
+    write_tokenizer,
+)
+from llm_jax.checkpoint.run_folder import steps_in
+from llm_jax.errors import CheckpointError, ConfigError
+
+FAILURES_BEFORE_STOPPING = 3  # a full disk may be emptied while training goes on
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are saved and which stay."""
+
+    save_every_steps: int = 500  # steps between saves; what a crash may cost
+    keep_last: int = (
+        3  # newest checkpoints that stay; 2 or more, so that a bad one can be stepped over
+    )
+    keep_best: int = 1  # checkpoints with the smallest `best_metric` that stay as well
+    best_metric: str = "loss"  # name among the metrics given when saving; smaller is better
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        for name, least in (("save_every_steps", 1), ("keep_last", 1), ("keep_best", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"checkpoint.{name}={getattr(self, name)} must be at least {least}"
+                )
+
+
+@dataclass(kw_only=True)
+class _Save:
+    """A save on its way: everything the writing thread needs, and how it ended."""
+
+    step: int
+    meta: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    tokenizer_files: Mapping[str, bytes]
+    arrays: dict[str, dict[str, Any]]
+    fingerprints: PendingFingerprints
+    writing: Any = None
+    thread: threading.Thread | None = None
+    error: BaseException | None = None
+
+
+class Store:
+    """The checkpoints of one run, open for writing. All processes make the same calls in the same order.
+
+    Use it in a `with` block, or call `close()`: writing threads die with the interpreter.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], config: CheckpointConfig, *, lock: RunLock
+    ) -> None:
+        """Opens `RUN/checkpoints` and clears what a killed process left there.
+
+        Raises CheckpointError if `lock`, that of the run folder, is not held.
+        """
+        self.folder = Path(folder).absolute()
+        self._config = config
+        self._lock = lock
+        self._current: _Save | None = None
+        self._failures = 0
+        self._last_error = ""
+        lock.check()
+        if is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clear_debris()
+        all_say(True)
+
+    def due(self, step: int) -> bool:
+        """Whether the schedule asks for a save after `step` steps."""
+        return step > 0 and step % self._config.save_every_steps == 0
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, ascending."""
+        return steps_in(self.folder)
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: Mapping[str, Any],
+        tokenizer_files: Mapping[str, bytes],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts saving and returns; waits only for the save before this one, if it is still going.
+
+        `state` is a pytree of arrays with the parameters under `params`; its buffers may be donated
+        afterwards. `meta` (JSON values) comes back from `restore`. A step that is there already stays if
+        its arrays are equal, and is replaced if not. A failed save is reported and training goes on.
+
+        Raises:
+          CheckpointError: the third save in a row failed, or another process took the run over.
+        """
+        self.wait()
+        self._lock.check()
+        check_meta(meta)
+        leaves = named_leaves(state)
+        save = _Save(
+            step=step,
+            meta=dict(meta),
+            metrics=dict(metrics or {}),
+            tokenizer_files=dict(tokenizer_files),
+            arrays=describe_arrays(leaves),
+            fingerprints=PendingFingerprints(leaves),
+        )
+        if self._is_saved(save):
+            self._failures, self._last_error = 0, ""
+            return
+        problem = self._no_room(sum(leaf.nbytes for leaf in leaves.values())) if is_first() else ""
+        if not first_says(not problem):
+            self._failed(step, problem or "process 0 has not enough disk space")
+            return
+        if is_first():
+            self._remove(self.folder.glob(f"{step}.partial*"))
+        all_say(True)
+        save.writing = arrays.start_writing(self._partial(step), leaves)
+        save.thread = threading.Thread(target=self._finish, args=(save,), name="checkpoint")
+        self._current = save
+        save.thread.start()
+
+    def wait(self) -> None:
+        """Waits for the save that is on its way. Raises CheckpointError if it is the third that failed."""
+        save, self._current = self._current, None
+        if save is None:
+            return
+        assert save.thread is not None
+        save.thread.join()
+        if all_say(save.error is None):
+            self._failures, self._last_error = 0, ""
+            return
+        if is_first():
+            self._remove(self.folder.glob(f"{save.step}.partial*"))
+        self._failed(save.step, brief(save.error) if save.error else "it failed on another process")
+
+    def close(self) -> None:
+        """Waits for the last save. Raises CheckpointError if it failed: the end of the run is not saved."""
+        self.wait()
+        if self._last_error:
+            raise CheckpointError(
+                f"{self.folder}: the last checkpoint is missing: {self._last_error}"
+            )
+
+    def __enter__(self) -> "Store":
+        """The store itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes; when the block failed, a failure to save is only logged."""
+        try:
+            self.close()
+        except CheckpointError as problem:
+            if error is None:
+                raise
+            _log.error("%s", problem)
+
+    def restore(self, abstract_state: Any, step: int = -1) -> tuple[Any, dict[str, Any]]:
+        """The newest good state (or that of `step`) on the shardings of `abstract_state`, and its record.
+
+        A damaged checkpoint is reported, renamed to `<step>.corrupt`, and the one before is used. With
+        `step`, newer checkpoints are renamed to `<step>.abandoned`: the run goes on from there.
+
+        Raises:
+          CheckpointError: none is good, there is no such step, or the arrays are not those of the config.
+        """
+        self.wait()
+        steps = self.steps()
+        if step >= 0 and step not in steps:
+            raise CheckpointError(
+                f"{self.folder} has no step {step}; it has {', '.join(map(str, steps)) or 'none'}"
+            )
+        damaged: dict[int, str] = {}
+        for candidate in [step] if step >= 0 else reversed(steps):
+            try:
+                state, record = read_state(self.folder / str(candidate), abstract_state)
+            except DamagedError as error:
+                damaged[candidate] = str(error)
+                continue
+            for bad, reason in damaged.items():
+                self._set_aside(bad, "corrupt", f"is damaged and was stepped over: {reason}")
+            for newer in self.steps():
+                if newer > candidate:
+                    self._set_aside(
+                        newer, "abandoned", f"is newer than step {candidate}, where the run goes on"
+                    )
+            all_say(True)
+            return state, record
+        if not damaged:
+            raise CheckpointError(f"{self.folder} has no checkpoint to restore")
+        reasons = "; ".join(damaged.values())
+        raise CheckpointError(
+            f"no good checkpoint in {self.folder}: {reasons}; restore a copy, or start a new run"
+        )
+
+    def _partial(self, step: int) -> Path:
+        return self.folder / f"{step}.partial"
+
+    def _is_saved(self, save: _Save) -> bool:
+        """Whether the step is there with the same values; then its metrics are brought up to date."""
+        folder = self.folder / str(save.step)
+        if not first_says(folder.exists()):
+            return False
+        actual = _with_fingerprints(save)
+        same = False
+        if is_first():
+            try:
+                record = read_meta(folder)
+                same = record["arrays"] == actual
+                if same and save.metrics:
+                    rewrite_record(
+                        folder, {**record, "metrics": {**record["metrics"], **save.metrics}}
+                    )
+            except (CheckpointError, OSError) as error:
+                _log.warning("%s", brief(error))
+        same = first_says(same)
+        if is_first() and not same:
+            _log.warning("step %d was saved before with other values; it is replaced", save.step)
+        return same
+
+    def _no_room(self, size: int) -> str:
+        """Why a save of `size` bytes would not fit on the disk; empty if it does."""
+        needed, free = int(1.2 * size), shutil.disk_usage(self.folder).free
+        if free >= needed:
+            return ""
+        return (
+            f"{free / 1e6:.0f} MB free on the disk, {needed / 1e6:.0f} MB needed; free some space"
+        )
+
+    def _finish(self, save: _Save) -> None:
+        """The writing thread. No collectives here: they would mix with those of the training step."""
+        try:
+            save.writing.result()  # on process 0 this waits for all processes
+            if is_first():
+                partial = self._partial(save.step)
+                write_tokenizer(partial, save.tokenizer_files)
+                write_record(partial, save.meta, save.step, _with_fingerprints(save), save.metrics)
+                self._commit(save.step)
+                self._remove(self.folder / str(step) for step in self._superfluous())
+        except BaseException as error:  # reported by wait(), in the thread that trains
+            save.error = error
+
+    def _commit(self, step: int) -> None:
+        final, old = self.folder / str(step), self.folder / f"{step}.replaced"
+        if final.exists():
+            os.rename(final, old)
+        os.rename(self._partial(step), final)
+        sync_folder(self.folder)
+        self._remove([old])
+
+    def _superfluous(self) -> list[int]:
+        """Steps that neither the newest nor the best need."""
+        steps = self.steps()
+        values: dict[int, float] = {}
+        for step in steps if self._config.keep_best else []:
+            try:
+                value = read_meta(self.folder / str(step))["metrics"].get(self._config.best_metric)
+            except CheckpointError:  # damaged: it cannot be the best
+                continue
+            if value is not None:
+                values[step] = value
+        best = sorted(values, key=lambda step: (values[step], -step))[: self._config.keep_best]
+        return [step for step in steps[: -self._config.keep_last] if step not in best]
+
+    def _failed(self, step: int, reason: str) -> None:
+        self._failures += 1
+        self._last_error = f"step {step} could not be saved: {reason}"
+        if self._failures >= FAILURES_BEFORE_STOPPING:
+            raise CheckpointError(
+                f"{self.folder}: {self._failures} saves in a row failed; {self._last_error}"
+            )
+        newest = self.steps()[-1:]
+        _log.error(
+            "%s: %s. Training goes on; newest good checkpoint: %s. Failure %d in a row, number %d stops the run.",
+            *(self.folder, self._last_error, newest[0] if newest else "none", self._failures),
+            FAILURES_BEFORE_STOPPING,
+        )
+
+    def _set_aside(self, step: int, kind: str, reason: str) -> None:
+        """Renames a checkpoint so that it is neither used nor deleted. Process 0."""
+        if not is_first():
+            return
+        target = self.folder / f"{step}.{kind}"
+        number = 2
+        while target.exists():
+            target, number = self.folder / f"{step}.{kind}-{number}", number + 1
+        os.rename(self.folder / str(step), target)
+        _log.warning("checkpoint %d %s; kept as %s", step, reason, target.name)
+
+    def _clear_debris(self) -> None:
+        for old in self.folder.glob("*.replaced"):  # killed between the two renames of `_commit`
+            if not old.with_suffix("").exists():
+                os.rename(old, old.with_suffix(""))
+        patterns = ("*.replaced", "*.partial", "*.deleted", arrays.TEMPORARY)
+        self._remove(path for pattern in patterns for path in self.folder.glob(pattern))
+
+    def _remove(self, folders: Any) -> None:
+        """Deletes checkpoint folders; renamed first, so that a half-deleted one never looks whole."""
+        for folder in list(folders):
+            if not folder.exists():
+                continue
+            doomed = (
+                folder
+                if folder.suffix == ".deleted"
+                else folder.with_name(f"{folder.name}.deleted")
+            )
+            if doomed != folder:
+                shutil.rmtree(doomed, ignore_errors=True)
+                os.rename(folder, doomed)
+            shutil.rmtree(
+                doomed, ignore_errors=True
+            )  # what stays is cleared when the store opens next
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    params: Any,
+    meta: Mapping[str, Any],
+    tokenizer_files: Mapping[str, bytes],
+) -> None:
+    """Writes parameters alone as a new folder of the same layout, for a model that was not trained here.
+
+    Raises CheckpointError if the folder exists or cannot be written; then nothing is left behind.
+    """
+    final = Path(folder).absolute()
+    partial = final.with_name(f"{final.name}.partial")
+    if not first_says(not final.exists()):
+        raise CheckpointError(f"{final} exists already; choose another folder, or remove it first")
+    check_meta(meta)
+    leaves = named_leaves({"params": params})
+    pending = PendingFingerprints(leaves)
+    try:
+        if is_first():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+        all_say(True)
+        arrays.start_writing(partial, leaves).result()
+        if is_first():
+            write_tokenizer(partial, tokenizer_files)
+            described = _add_fingerprints(describe_arrays(leaves), pending)
+            write_record(partial, meta, 0, described, {})
+            os.rename(partial, final)
+            sync_folder(final.parent)
+        all_say(True)
+    except Exception as error:
+        for debris in final.parent.glob(f"{final.name}.partial*"):
+            shutil.rmtree(debris, ignore_errors=True)
+        raise CheckpointError(f"{final} could not be written: {brief(error)}") from error
+
+
+def _with_fingerprints(save: _Save) -> dict[str, dict[str, Any]]:
+    return _add_fingerprints(save.arrays, save.fingerprints)
+
+
+def _add_fingerprints(
+    described: Mapping[str, Mapping[str, Any]], pending: PendingFingerprints
+) -> dict[str, dict[str, Any]]:
+    prints = pending.result()
+    return {name: {**facts, "fingerprint": prints[name]} for name, facts in described.items()}
