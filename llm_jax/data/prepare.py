@@ -1,0 +1,281 @@
+"""Text to token shards: the stage `llm-jax data prepare`.
+
+For each source, in one pass:
+1. read documents (`sources`), drop exact duplicates;
+2. encode them in chunks, here or in worker processes, in the same order either way;
+3. frame each as [BOS] + ids + [EOS], deal it to train or heldout by a hash of its text;
+4. write shards; stop when more records were rejected than allowed.
+Then the manifest is written and the whole folder renamed into place.
+"""
+
+import hashlib
+import json
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llm_jax import tokenizer as tokenizers
+from llm_jax.config import to_dict
+from llm_jax.data import shards
+from llm_jax.data.documents import Document, Rejects
+from llm_jax.data.shard_writer import Encoded, HoldOut, SplitWriter, new_folder, write_file
+from llm_jax.data.sources import SourceConfig, read_documents
+from llm_jax.data.workers import die_with_parent
+from llm_jax.errors import ConfigError, DataError
+from llm_jax.tokenizer.base import Tokenizer
+
+CHUNK_CHARACTERS = 1 << 20  # text encoded at once; also what one message to a worker holds
+CHUNK_DOCUMENTS = 1024
+COUNTED = ("documents", "tokens", "bytes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """What to prepare, with which tokenizer, and where to put it."""
+
+    sources: tuple[SourceConfig, ...]  # what to read, in this order
+    tokenizer: str  # folder or file of the tokenizer
+    output: str  # folder to make
+    holdout_fraction: float = 0.01  # share of each source's documents held out; 0 holds none out
+    max_reject_fraction: float = 0.001  # stop when more than this share of a source is unusable
+    drop_duplicates: bool = True  # drop exact repeats inside a source; about 100 bytes of RAM each
+    shard_max_tokens: int = 1 << 27  # tokens per shard file: 256 MB of uint16
+    workers: int = 0  # processes that encode; 0 encodes in this one
+    overwrite: bool = False  # replace prepared data that is already at `output`
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("sources is empty; give at least one, such as --source NAME=PATH")
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"source name {name!r} occurs twice; give each its own, NAME=PATH"
+                )
+        if not self.output:
+            raise ConfigError("output is empty; name a folder to make")
+        for field, low, high in (("holdout_fraction", 0, 0.5), ("max_reject_fraction", 0, 1)):
+            value = getattr(self, field)
+            if not low <= value <= high:
+                raise ConfigError(f"{field}={value} must be between {low} and {high}")
+        if self.shard_max_tokens < 1:
+            raise ConfigError(f"shard_max_tokens={self.shard_max_tokens} must be at least 1")
+        if self.workers < 0:
+            raise ConfigError(f"workers={self.workers} must be 0 or more")
+
+
+class Progress(NamedTuple):
+    """How far one source is."""
+
+    source: str
+    documents: int
+    tokens: int
+    bytes: int
+    rejected: int
+
+
+def prepare(
+    config: PrepareConfig, progress: Callable[[Progress], None] | None = None
+) -> shards.Prepared:
+    """Prepares all sources and returns the opened result.
+
+    Args:
+      config: what to do.
+      progress: called after every chunk of documents and at the end of every source.
+
+    Raises:
+      DataError: an unusable source or tokenizer, an output that exists, a full disk. Nothing is
+        left at `config.output` then.
+    """
+    tokenizer = tokenizers.load(Path(config.tokenizer))
+    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    with new_folder(config.output, config.overwrite) as root, Encoder(tokenizer, config) as encoder:
+        tokenizer_folder = root / shards.TOKENIZER
+        tokenizer_folder.mkdir()
+        tokenizer.save(tokenizer_folder)
+        entries, samples = {}, ""
+        for source in config.sources:
+            rejects = Rejects()
+            entries[source.name] = _prepare_source(
+                source, config, encoder, root, dtype, rejects, progress or (lambda _: None)
+            )
+            samples += rejects.lines(source.name)
+        manifest: dict[str, Any] = {
+            "format": shards.FORMAT,
+            "dtype": dtype,
+            "tokenizer": {
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+                "bos_id": tokenizer.bos_id,
+                "eos_id": tokenizer.eos_id,
+            },
+            "sources": entries,
+            "config": to_dict(config),
+        }
+        manifest["digest"] = shards.content_digest(manifest)
+        write_file(root / shards.REJECTS, samples.encode("utf-8", "replace"))
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        write_file(root / shards.MANIFEST, text.encode())
+    return shards.open_prepared(config.output)
+
+
+def _prepare_source(
+    source: SourceConfig,
+    config: PrepareConfig,
+    encoder: "Encoder",
+    root: Path,
+    dtype: str,
+    rejects: Rejects,
+    progress: Callable[[Progress], None],
+) -> dict[str, Any]:
+    """Writes the shards of one source; returns its entry for the manifest."""
+    (root / source.name).mkdir()
+    holdout = HoldOut(config.holdout_fraction)
+    stream = _Stream(source, config.drop_duplicates, rejects)
+    with ExitStack() as stack:
+        writers = {}
+        for split in shards.SPLITS:
+            writer = SplitWriter(root, source.name, split, dtype, config.shard_max_tokens)
+            stack.callback(writer.close)
+            writers[split] = writer
+
+        def report() -> None:
+            total = {key: sum(w.counts[key] for w in writers.values()) for key in COUNTED}
+            progress(Progress(source=source.name, rejected=rejects.total, **total))
+
+        for chunk in encoder.encode(stream.chunks()):
+            for document in chunk:
+                for split, settled in holdout.deal(document):
+                    writers[split].add(settled)
+            report()
+        for split, settled in holdout.rest():
+            writers[split].add(settled)
+        report()
+        rejects.check(source.name, config.max_reject_fraction)
+        return {
+            "input_digest": stream.digest.hexdigest(),
+            "duplicates": stream.duplicates,
+            "rejects": rejects.report(),
+            "splits": {split: writer.finish() for split, writer in writers.items()},
+        }
+
+
+class _Stream:
+    """Documents of a source without exact repeats, in chunks; counts and digests as they pass."""
+
+    def __init__(self, source: SourceConfig, drop_duplicates: bool, rejects: Rejects) -> None:
+        self._source, self._drop, self._rejects = source, drop_duplicates, rejects
+        self._seen: set[bytes] = set()
+        self.digest = hashlib.sha256()  # of every text that is kept, in order
+        self.duplicates = 0
+
+    def chunks(self) -> Iterator[list[str]]:
+        """Yields lists of texts of bounded size."""
+        chunk, size = [], 0
+        for document in self._unique():
+            chunk.append(document.text)
+            size += len(document.text)
+            if size >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_DOCUMENTS:
+                yield chunk
+                chunk, size = [], 0
+        if chunk:
+            yield chunk
+
+    def _unique(self) -> Iterator[Document]:
+        for document in read_documents(self._source, self._rejects):
+            key = text_key(document.text)
+            if self._drop:
+                if key in self._seen:
+                    self.duplicates += 1
+                    continue
+                self._seen.add(key)
+            self.digest.update(key)
+            yield document
+
+
+def text_key(text: str) -> bytes:
+    """A 16-byte hash of a text: equal texts are one document, whatever file they are in."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+class Encoder:
+    """Turns chunks of texts into stored documents, in order, with or without worker processes."""
+
+    def __init__(self, tokenizer: Tokenizer, config: PrepareConfig) -> None:
+        self._tokenizer, self._workers = tokenizer, config.workers
+        self._pool: ProcessPoolExecutor | None = None
+        if config.workers:
+            self._pool = ProcessPoolExecutor(
+                config.workers,
+                # spawn: a forked child inherits locks held by other threads of the parent
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(config.tokenizer,),
+            )
+
+    def __enter__(self) -> "Encoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def encode(self, chunks: Iterator[list[str]]) -> Iterator[list[Encoded]]:
+        """Yields one list of documents per chunk, in the order of the chunks."""
+        if self._pool is None:
+            for chunk in chunks:
+                yield encode_chunk(self._tokenizer, chunk)
+            return
+        waiting: deque[Future[list[Encoded]]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(self._pool.submit(_encode_in_worker, chunk))
+                if len(waiting) > 2 * self._workers:  # bounds memory when reading outruns encoding
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"a worker process died, most often for lack of memory; try workers="
+                f"{self._workers // 2} instead of {self._workers}"
+            ) from error
+
+
+def encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
+    """Encodes and frames texts.
+
+    Raises:
+      DataError: the tokenizer gives an id outside its vocabulary.
+    """
+    head = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
+    documents = []
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        tokens = np.concatenate([head, ids, [tokenizer.eos_id]]).astype(np.int64)
+        if tokens.min() < 0 or tokens.max() >= tokenizer.vocab_size:
+            raise DataError(
+                f"the tokenizer gives id {int(tokens.max())}, but vocab_size is "
+                f"{tokenizer.vocab_size}; its files do not belong together"
+            )
+        position = int.from_bytes(text_key(text)[:8], "little") / 2**64
+        documents.append(Encoded(tokens.astype(np.uint32), len(text.encode()), len(text), position))
+    return documents
+
+
+_worker_tokenizer: list[Tokenizer] = []
+
+
+def _start_worker(tokenizer: str) -> None:
+    die_with_parent()
+    _worker_tokenizer.append(tokenizers.load(Path(tokenizer)))
+
+
+def _encode_in_worker(texts: list[str]) -> list[Encoded]:
+    return encode_chunk(_worker_tokenizer[0], texts)

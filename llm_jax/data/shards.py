@@ -1,0 +1,246 @@
+"""Prepared data on disk, read: token shards that are written once and never change.
+
+    FOLDER/manifest.json                      counts, digests, the tokenizer's ids, the config
+    FOLDER/tokenizer/                         the tokenizer's own files
+    FOLDER/rejects.jsonl                      samples of the records that were left out
+    FOLDER/SOURCE/SPLIT-00000.tokens.npy      uint16 or uint32 [tokens]
+    FOLDER/SOURCE/SPLIT-00000.documents.npy   int64 [documents, 3]: token end, UTF-8 bytes, characters
+
+A stored document is [BOS] + its text's ids + [EOS] and lies in one shard. Opening reads the manifest
+and compares file sizes; the shards are memory-mapped when first used.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_jax.errors import DataError
+from llm_jax.tokenizer.base import digest
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+REJECTS = "rejects.jsonl"
+TOKENIZER = "tokenizer"
+TRAIN, HELDOUT = "train", "heldout"
+SPLITS = (TRAIN, HELDOUT)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Two files of one split, as the manifest names them."""
+
+    tokens_file: str  # relative to the folder
+    tokens_size: int  # bytes on disk
+    tokens_sha256: str
+    documents_file: str
+    documents_size: int
+    documents_sha256: str
+    num_tokens: int
+    num_documents: int
+
+
+class Split:
+    """Documents of one source and split, as one stream of tokens across its shards. Picklable."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any], dtype: str) -> None:
+        self._folder = folder
+        self._dtype = np.dtype(dtype)
+        self.shards = tuple(Shard(**shard) for shard in entry["shards"])
+        self.num_documents: int = entry["documents"]
+        self.num_tokens: int = entry["tokens"]  # with BOS and EOS
+        self.num_bytes: int = entry["bytes"]  # UTF-8 bytes of text
+        self.num_characters: int = entry["characters"]  # code points of text
+        counts = [shard.num_tokens for shard in self.shards]
+        self._bases = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._maps: dict[int, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves memory maps and cached tables behind: a worker opens its own."""
+        cached = ("_documents", "document_starts", "_maps")
+        return {k: v for k, v in self.__dict__.items() if k not in cached} | {"_maps": {}}
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs (input, target) inside documents: what there is to train on."""
+        return self.num_tokens - self.num_documents
+
+    @cached_property
+    def document_starts(self) -> np.ndarray:
+        """Token offset of each document, int64 [num_documents + 1]; the last is `num_tokens`."""
+        return np.concatenate([[0], self._documents[:, 0]])
+
+    @property
+    def document_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of each document's text, int64 [num_documents]."""
+        return self._documents[:, 1]
+
+    @property
+    def document_characters(self) -> np.ndarray:
+        """Code points of each document's text, int64 [num_documents]."""
+        return self._documents[:, 2]
+
+    @cached_property
+    def _documents(self) -> np.ndarray:
+        """[num_documents, 3], token ends counted from the start of the split."""
+        tables = [np.zeros((0, 3), np.int64)]
+        for shard, base in zip(self.shards, self._bases, strict=False):
+            table = np.array(self._map(shard.documents_file, (shard.num_documents, 3), np.int64))
+            table[:, 0] += base
+            tables.append(table)
+        return np.concatenate(tables)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Tokens [start, start + count) of the split as int32, across shards."""
+        if start < 0 or count < 0 or start + count > self.num_tokens:
+            raise IndexError(f"tokens [{start}, {start + count}) of {self.num_tokens}")
+        out = np.empty(count, dtype=np.int32)
+        done = 0
+        index = int(np.searchsorted(self._bases, start, side="right")) - 1
+        while done < count:
+            inside = start + done - int(self._bases[index])
+            part = self._tokens(index)[inside : inside + count - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+            index += 1
+        return out
+
+    def document(self, index: int) -> np.ndarray:
+        """All tokens of one document, BOS and EOS included, int32."""
+        start, end = self.document_starts[index : index + 2]
+        return self.read(int(start), int(end - start))
+
+    def _tokens(self, index: int) -> np.ndarray:
+        if index not in self._maps:
+            shard = self.shards[index]
+            self._maps[index] = self._map(shard.tokens_file, (shard.num_tokens,), self._dtype)
+        return self._maps[index]
+
+    def _map(self, file: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        path = self._folder / file
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from error
+        if array.shape != shape or array.dtype != dtype:
+            raise DataError(
+                f"{path}: holds {array.dtype} {array.shape}, but the manifest says "
+                f"{np.dtype(dtype)} {shape}; prepare the data again"
+            )
+        return array
+
+
+class Prepared:
+    """A folder of prepared data. Picklable."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.digest: str = manifest["digest"]
+        self.tokenizer_fingerprint: str = manifest["tokenizer"]["fingerprint"]
+        self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
+        self.bos_id: int = manifest["tokenizer"]["bos_id"]
+        self.eos_id: int = manifest["tokenizer"]["eos_id"]
+        self.sources: dict[str, dict[str, Split]] = {
+            name: {
+                split: Split(folder, entry, manifest["dtype"])
+                for split, entry in source["splits"].items()
+            }
+            for name, source in manifest["sources"].items()
+        }
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer's own files are."""
+        return self.folder / TOKENIZER
+
+    def shards(self) -> list[Shard]:
+        """Every shard of every source and split."""
+        splits = (split for splits in self.sources.values() for split in splits.values())
+        return [shard for split in splits for shard in split.shards]
+
+    def check_sizes(self) -> None:
+        """Raises DataError when a file is missing or has another size than when it was written."""
+        for shard in self.shards():
+            for file, size in (
+                (shard.tokens_file, shard.tokens_size),
+                (shard.documents_file, shard.documents_size),
+            ):
+                path = self.folder / file
+                found = path.stat().st_size if path.is_file() else None
+                if found is None:
+                    raise DataError(f"{path}: missing; prepare the data again")
+                if found != size:
+                    raise DataError(
+                        f"{path}: {found} bytes, but {size} were written; prepare the data again"
+                    )
+
+    def verify(self) -> int:
+        """Reads every shard and compares its sha256; returns the bytes read.
+
+        Raises:
+          DataError: naming the first file that is not what was written.
+        """
+        total = 0
+        for shard in self.shards():
+            for file, expected in (
+                (shard.tokens_file, shard.tokens_sha256),
+                (shard.documents_file, shard.documents_sha256),
+            ):
+                path = self.folder / file
+                if sha256_of(path) != expected:
+                    raise DataError(
+                        f"{path}: content differs from what was written (sha256); "
+                        "prepare the data again"
+                    )
+                total += path.stat().st_size
+        return total
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_digest(manifest: dict[str, Any]) -> str:
+    """Digest of all that decides what a reader gets; paths, config and reject counts stay out."""
+    splits = {name: source["splits"] for name, source in manifest["sources"].items()}
+    kept = {key: manifest[key] for key in ("format", "dtype", "tokenizer")}
+    return digest({**kept, "sources": splits})
+
+
+def open_prepared(folder: str | os.PathLike[str]) -> Prepared:
+    """Opens a folder of prepared data without reading the shards.
+
+    Raises:
+      DataError: no such folder, a damaged manifest, a missing or truncated file.
+    """
+    path = Path(folder)
+    file = path / MANIFEST
+    if not file.is_file():
+        raise DataError(
+            f"{path}: holds no prepared data (no {MANIFEST}); make it with `llm-jax data prepare`"
+        )
+    try:
+        manifest = json.loads(file.read_bytes())
+        if manifest["format"] != FORMAT:
+            raise DataError(
+                f"{file}: format {manifest['format']}, but this version reads format {FORMAT}; "
+                "prepare the data again"
+            )
+        prepared = Prepared(path, manifest)
+        intact = content_digest(manifest) == prepared.digest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: damaged manifest ({error}); prepare the data again") from error
+    if not intact:
+        raise DataError(f"{file}: was changed after it was written; prepare the data again")
+    prepared.check_sizes()
+    return prepared
