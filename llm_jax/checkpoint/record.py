@@ -41,6 +41,13 @@ def describe_arrays(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+def add_fingerprints(
+    described: Mapping[str, Mapping[str, Any]], prints: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """`describe_arrays` with the fingerprint of each array: the entry `arrays` of a record."""
+    return {name: {**facts, "fingerprint": prints[name]} for name, facts in described.items()}
+
+
 def check_meta(meta: Mapping[str, Any]) -> None:
     """Raises ValueError or TypeError if the caller's `meta` cannot be recorded: before anything is saved."""
     taken = sorted(set(meta) & set(RESERVED))

@@ -18,13 +18,20 @@ CHECKPOINTS = "checkpoints"
 EVENTS = "events.jsonl"
 
 
-def steps_in(checkpoints: str | os.PathLike[str]) -> list[int]:
-    """The steps with a whole checkpoint in `RUN/checkpoints`, ascending; empty if there is no such folder."""
+def numbered_folders(checkpoints: str | os.PathLike[str]) -> list[int]:
+    """The numbers that name folders in `RUN/checkpoints`, ascending; empty if there is no such folder."""
     folder = Path(checkpoints)
-    if not folder.is_dir():
-        return []
-    names = [entry.name for entry in folder.iterdir() if (entry / RECORD).is_file()]
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+
+
+def steps_in(checkpoints: str | os.PathLike[str]) -> list[int]:
+    """The steps with a whole checkpoint in `RUN/checkpoints`, ascending."""
+    return [
+        step
+        for step in numbered_folders(checkpoints)
+        if (Path(checkpoints) / str(step) / RECORD).is_file()
+    ]
 
 
 def find_checkpoint(model: str | os.PathLike[str], step: int = -1) -> Path:

@@ -25,6 +25,7 @@ from llm_jax.checkpoint.processes import all_say, first_says, is_first
 from llm_jax.checkpoint.reading import brief, read_state
 from llm_jax.checkpoint.record import (
     DamagedError,
+    add_fingerprints,
     check_meta,
     describe_arrays,
     read_meta,
@@ -33,7 +34,8 @@ from llm_jax.checkpoint.record import (
     write_record,
     write_tokenizer,
 )
-from llm_jax.checkpoint.run_folder import steps_in
+from llm_jax.checkpoint.run_folder import numbered_folders, steps_in
+from llm_jax.config import nearest
 from llm_jax.errors import CheckpointError, ConfigError
 
 FAILURES_BEFORE_STOPPING = 3  # a full disk may be emptied while training goes on
@@ -95,6 +97,7 @@ class Store:
         self._current: _Save | None = None
         self._failures = 0
         self._last_error = ""
+        self._warned_about_best = False
         lock.check()
         if is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +132,7 @@ class Store:
         self.wait()
         self._lock.check()
         check_meta(meta)
+        self._check_best_metric(metrics or {})
         leaves = named_leaves(state)
         save = _Save(
             step=step,
@@ -203,7 +207,7 @@ class Store:
           CheckpointError: none is good, there is no such step, or the arrays are not those of the config.
         """
         self.wait()
-        steps = self.steps()
+        steps = numbered_folders(self.folder)  # one that lost its record is damaged, not absent
         if step >= 0 and step not in steps:
             raise CheckpointError(
                 f"{self.folder} has no step {step}; it has {', '.join(map(str, steps)) or 'none'}"
@@ -217,7 +221,7 @@ class Store:
                 continue
             for bad, reason in damaged.items():
                 self._set_aside(bad, "corrupt", f"is damaged and was stepped over: {reason}")
-            for newer in self.steps():
+            for newer in numbered_folders(self.folder):
                 if newer > candidate:
                     self._set_aside(
                         newer, "abandoned", f"is newer than step {candidate}, where the run goes on"
@@ -239,7 +243,7 @@ class Store:
         folder = self.folder / str(save.step)
         if not first_says(folder.exists()):
             return False
-        actual = _with_fingerprints(save)
+        actual = add_fingerprints(save.arrays, save.fingerprints.result())
         same = False
         if is_first():
             try:
@@ -255,6 +259,22 @@ class Store:
         if is_first() and not same:
             _log.warning("step %d was saved before with other values; it is replaced", save.step)
         return same
+
+    def _check_best_metric(self, metrics: Mapping[str, float]) -> None:
+        name = self._config.best_metric
+        if (
+            self._config.keep_best
+            and metrics
+            and name not in metrics
+            and not self._warned_about_best
+        ):
+            self._warned_about_best = True
+            hint = nearest(name, list(metrics))
+            _log.warning(
+                "checkpoint.best_metric=%r is not among the metrics, so none is best; %s",
+                name,
+                hint,
+            )
 
     def _no_room(self, size: int) -> str:
         """Why a save of `size` bytes would not fit on the disk; empty if it does."""
@@ -272,7 +292,13 @@ class Store:
             if is_first():
                 partial = self._partial(save.step)
                 write_tokenizer(partial, save.tokenizer_files)
-                write_record(partial, save.meta, save.step, _with_fingerprints(save), save.metrics)
+                write_record(
+                    partial,
+                    save.meta,
+                    save.step,
+                    add_fingerprints(save.arrays, save.fingerprints.result()),
+                    save.metrics,
+                )
                 self._commit(save.step)
                 self._remove(self.folder / str(step) for step in self._superfluous())
         except BaseException as error:  # reported by wait(), in the thread that trains
@@ -348,50 +374,3 @@ class Store:
             shutil.rmtree(
                 doomed, ignore_errors=True
             )  # what stays is cleared when the store opens next
-
-
-def save_model(
-    folder: str | os.PathLike[str],
-    params: Any,
-    meta: Mapping[str, Any],
-    tokenizer_files: Mapping[str, bytes],
-) -> None:
-    """Writes parameters alone as a new folder of the same layout, for a model that was not trained here.
-
-    Raises CheckpointError if the folder exists or cannot be written; then nothing is left behind.
-    """
-    final = Path(folder).absolute()
-    partial = final.with_name(f"{final.name}.partial")
-    if not first_says(not final.exists()):
-        raise CheckpointError(f"{final} exists already; choose another folder, or remove it first")
-    check_meta(meta)
-    leaves = named_leaves({"params": params})
-    pending = PendingFingerprints(leaves)
-    try:
-        if is_first():
-            final.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-        all_say(True)
-        arrays.start_writing(partial, leaves).result()
-        if is_first():
-            write_tokenizer(partial, tokenizer_files)
-            described = _add_fingerprints(describe_arrays(leaves), pending)
-            write_record(partial, meta, 0, described, {})
-            os.rename(partial, final)
-            sync_folder(final.parent)
-        all_say(True)
-    except Exception as error:
-        for debris in final.parent.glob(f"{final.name}.partial*"):
-            shutil.rmtree(debris, ignore_errors=True)
-        raise CheckpointError(f"{final} could not be written: {brief(error)}") from error
-
-
-def _with_fingerprints(save: _Save) -> dict[str, dict[str, Any]]:
-    return _add_fingerprints(save.arrays, save.fingerprints)
-
-
-def _add_fingerprints(
-    described: Mapping[str, Mapping[str, Any]], pending: PendingFingerprints
-) -> dict[str, dict[str, Any]]:
-    prints = pending.result()
-    return {name: {**facts, "fingerprint": prints[name]} for name, facts in described.items()}
