@@ -109,7 +109,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
                 f"{folder}: already holds the {name} of another tokenizer; choose an empty folder"
             )
     for name in sorted(files, key=lambda name: name in (HUGGING_FACE, SENTENCEPIECE)):
-        _write(folder / name, files[name])
+        write_file(folder / name, files[name])
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)  # the renames themselves
@@ -117,7 +117,8 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         os.close(descriptor)
 
 
-def _write(file: Path, content: bytes) -> None:
+def write_file(file: Path, content: bytes) -> None:
+    """Writes one file by an atomic rename; on any error the old file stays and nothing is left behind."""
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
