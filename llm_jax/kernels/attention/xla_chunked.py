@@ -1,0 +1,298 @@
+"""Attention in tiles, in plain XLA: any device, any dtype, memory linear in T.
+
+1. Rows are padded to whole tiles; padding gets segment 0.
+2. Per query tile, the range of key tiles that any of its rows may see (`tile_ranges`).
+3. Forward: scan over query tiles; within one, loop over its key tiles with a running softmax.
+4. Backward, written by hand: the same loops recompute each tile's scores from the saved log-sum-exp.
+
+Works under jit with batch and heads sharded: no operation mixes rows of the batch or kv heads, but
+for the tile ranges, one bit per pair of tiles. Source: FlashAttention-2 (arXiv 2307.08691).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from llm_jax.kernels.attention.reference import Places, Rule, accumulator, precision, score
+
+Q_TILE, KV_TILE = 256, 256
+FAR = jnp.iinfo(jnp.int32).max
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    slopes_N: jax.Array | None,
+    places: Places,
+    rule: Rule,
+    tiles: tuple[int, int] = (Q_TILE, KV_TILE),
+) -> tuple[jax.Array, jax.Array]:
+    """As `reference.attend`, with scores of at most `tiles` = (query, key) rows at a time.
+
+    The results are named `attention_out` and `attention_lse` for `jax.checkpoint` policies: saving
+    both spares the backward pass a second forward.
+    """
+    return _attend(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule, tiles)
+
+
+def tile_length(length: int, longest: int) -> int:
+    """Rows per tile: all when they fit, else near-equal tiles of a multiple of 16 rows."""
+    if length <= longest:
+        return length
+    per_tile = -(-length // -(-length // longest))
+    return min(longest, -(-per_tile // 16) * 16)
+
+
+def tile_ranges(places: Places, rule: Rule) -> tuple[jax.Array, jax.Array]:
+    """For each query tile the first and one past the last key tile to visit, two [I] int32.
+
+    `places` holds tiles: [I, B or 1, t] for queries and [J, B or 1, s] for keys. The test is by least
+    and greatest position and segment of a tile, so it is cheap, and safe for any order of either.
+    """
+
+    def extent(x_IBt: jax.Array, segments_IBt: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        real = jnp.bool_(True) if segments_IBt is None else segments_IBt != 0
+        return (
+            jnp.where(real, x_IBt, FAR).min(axis=-1),  # a tile of padding: least > greatest
+            jnp.where(real, x_IBt, -FAR).max(axis=-1),
+        )
+
+    q_least_IB, q_most_IB = extent(places.q_positions_BT, places.q_segments_BT)
+    k_least_JB, k_most_JB = extent(places.kv_positions_BS, places.kv_segments_BS)
+    touch_IJB = jnp.ones((q_least_IB.shape[0], k_least_JB.shape[0], 1), bool)
+    if rule.causal:
+        touch_IJB &= k_least_JB[None] <= q_most_IB[:, None]
+        if rule.window:
+            touch_IJB &= k_most_JB[None] > q_least_IB[:, None] - rule.window
+    if places.q_segments_BT is not None and places.kv_segments_BS is not None:
+        q_least_IB, q_most_IB = extent(places.q_segments_BT, places.q_segments_BT)
+        k_least_JB, k_most_JB = extent(places.kv_segments_BS, places.kv_segments_BS)
+        touch_IJB &= k_least_JB[None] <= q_most_IB[:, None]
+        touch_IJB &= k_most_JB[None] >= q_least_IB[:, None]
+    touch_IJ = touch_IJB.any(axis=-1)
+    first_I = touch_IJ.argmax(axis=1)
+    last_I = jnp.where(
+        touch_IJ.any(axis=1), touch_IJ.shape[1] - touch_IJ[:, ::-1].argmax(axis=1), 0
+    )
+    return first_I.astype(jnp.int32), last_I.astype(jnp.int32)
+
+
+def _split(x: jax.Array, count: int, length: int) -> jax.Array:
+    """[B, T, ...] to tiles [count, B, length, ...], zeros behind the last row."""
+    B, T, *rest = x.shape
+    x = jnp.pad(x, [(0, 0), (0, count * length - T)] + [(0, 0)] * len(rest))
+    return jnp.moveaxis(x.reshape(B, count, length, *rest), 1, 0)
+
+
+def _split_places(places: Places, I: int, t: int, J: int, s: int) -> Places:
+    """Places in tiles: [I, B or 1, t] and [J, B or 1, s]; padded rows are told by segment 0."""
+    q_segments_BT, kv_segments_BS = places.q_segments_BT, places.kv_segments_BS
+    padded = I * t > places.q_positions_BT.shape[1] or J * s > places.kv_positions_BS.shape[1]
+    if q_segments_BT is None and padded:
+        q_segments_BT = jnp.ones_like(places.q_positions_BT)
+        kv_segments_BS = jnp.ones_like(places.kv_positions_BS)
+    return Places(
+        _split(places.q_positions_BT, I, t),
+        _split(places.kv_positions_BS, J, s),
+        None if q_segments_BT is None else _split(q_segments_BT, I, t),
+        None if kv_segments_BS is None else _split(kv_segments_BS, J, s),
+    )
+
+
+def _queries(x_BTNH: jax.Array, K: int, I: int, t: int) -> jax.Array:
+    """[B, T, N, H] to [I, B, K, G, t, H]."""
+    B, T, N, H = x_BTNH.shape
+    return _split(x_BTNH.reshape(B, T, K, N // K, H), I, t).transpose(0, 1, 3, 4, 2, 5)
+
+
+def _keys(x_BSKH: jax.Array, J: int, s: int) -> jax.Array:
+    """[B, S, K, H] to [J, B, K, s, H]."""
+    return _split(x_BSKH, J, s).swapaxes(2, 3)
+
+
+def _rows(x_IBKGtH: jax.Array, T: int) -> jax.Array:
+    """The inverse of `_queries`."""
+    I, B, K, G, t, H = x_IBKGtH.shape
+    return x_IBKGtH.transpose(1, 0, 4, 2, 3, 5).reshape(B, I * t, K * G, H)[:, :T]
+
+
+def _columns(x_JBKsH: jax.Array, S: int) -> jax.Array:
+    """The inverse of `_keys`."""
+    J, B, K, s, H = x_JBKsH.shape
+    return x_JBKsH.transpose(1, 0, 3, 2, 4).reshape(B, J * s, K, H)[:, :S]
+
+
+class _Grid(NamedTuple):
+    """One call cut into I query tiles of t rows and J key tiles of s rows."""
+
+    q_IBKGtH: jax.Array
+    k_JBKsH: jax.Array
+    v_JBKsH: jax.Array
+    slopes_KG: jax.Array | None
+    places: Places
+    first_I: jax.Array
+    last_I: jax.Array
+
+    @classmethod
+    def cut(
+        cls,
+        q_BTNH: jax.Array,
+        k_BSKH: jax.Array,
+        v_BSKH: jax.Array,
+        slopes_N: jax.Array | None,
+        places: Places,
+        rule: Rule,
+        tiles: tuple[int, int],
+    ) -> "_Grid":
+        T, N, S, K = *q_BTNH.shape[1:3], *k_BSKH.shape[1:3]
+        t, s = tile_length(T, tiles[0]), tile_length(S, tiles[1])
+        I, J = -(-T // t), -(-S // s)
+        places = _split_places(places, I, t, J, s)
+        return cls(
+            _queries(q_BTNH, K, I, t),
+            _keys(k_BSKH, J, s),
+            _keys(v_BSKH, J, s),
+            None if slopes_N is None else slopes_N.reshape(K, N // K),
+            places,
+            *tile_ranges(places, rule),
+        )
+
+    def pair(self, i: jax.Array, j: jax.Array) -> Places:
+        """Places of query tile i and key tile j, as `score` takes them."""
+        q_positions, kv_positions, q_segments, kv_segments = self.places
+        return Places(
+            q_positions[i],
+            kv_positions[j],
+            None if q_segments is None else q_segments[i],
+            None if kv_segments is None else kv_segments[j],
+        )
+
+
+def _forward(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    slopes_N: jax.Array | None,
+    places: Places,
+    rule: Rule,
+    tiles: tuple[int, int],
+) -> tuple[jax.Array, jax.Array]:
+    grid = _Grid.cut(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule, tiles)
+    product = _product(q_BTNH.dtype)
+
+    def query_tile(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        q_BKGtH = grid.q_IBKGtH[i]
+
+        def key_tile(j: jax.Array, state: tuple) -> tuple:
+            out_BKGtH, peak_BKGt, total_BKGt = state
+            raw_BKGts = product("bkgth,bksh->bkgts", q_BKGtH, grid.k_JBKsH[j])
+            score_BKGts = score(raw_BKGts, grid.slopes_KG, grid.pair(i, j), rule)
+            new_peak_BKGt = jnp.maximum(peak_BKGt, score_BKGts.max(axis=-1))
+            shift_BKGt = _finite(new_peak_BKGt)
+            weight_BKGts = jnp.exp(score_BKGts - shift_BKGt[..., None])
+            decay_BKGt = jnp.exp(peak_BKGt - shift_BKGt)
+            total_BKGt = total_BKGt * decay_BKGt + weight_BKGts.sum(axis=-1)
+            more_BKGtH = product(
+                "bkgts,bksh->bkgth", weight_BKGts.astype(v_BSKH.dtype), grid.v_JBKsH[j]
+            )
+            return out_BKGtH * decay_BKGt[..., None] + more_BKGtH, new_peak_BKGt, total_BKGt
+
+        zero_BKGtH = jnp.zeros(q_BKGtH.shape, accumulator(q_BTNH.dtype))
+        start = (zero_BKGtH, jnp.full_like(zero_BKGtH[..., 0], -jnp.inf), zero_BKGtH[..., 0])
+        out_BKGtH, peak_BKGt, total_BKGt = lax.fori_loop(
+            grid.first_I[i], grid.last_I[i], key_tile, start
+        )
+        divisor_BKGt = jnp.where(total_BKGt > 0, total_BKGt, 1)
+        out_BKGtH = out_BKGtH / divisor_BKGt[..., None]
+        return out_BKGtH.astype(q_BTNH.dtype), peak_BKGt + jnp.log(divisor_BKGt)
+
+    out_IBKGtH, lse_IBKGt = lax.map(query_tile, jnp.arange(grid.q_IBKGtH.shape[0]))
+    T = q_BTNH.shape[1]
+    return _rows(out_IBKGtH, T), _rows(lse_IBKGt[..., None], T)[..., 0]
+
+
+def _forward_saving(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    slopes_N: jax.Array | None,
+    places: Places,
+    rule: Rule,
+    tiles: tuple[int, int],
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    out_BTNH, lse_BTN = _forward(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule, tiles)
+    out_BTNH = checkpoint_name(out_BTNH, "attention_out")
+    lse_BTN = checkpoint_name(lse_BTN, "attention_lse")
+    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, slopes_N, places, out_BTNH, lse_BTN)
+
+
+def _backward(rule: Rule, tiles: tuple[int, int], saved: tuple, cotangents: tuple) -> tuple:
+    """With P the softmax: dV = P'dO, dS = P (dO V' - delta), dQ = dS K, dK = dS'Q (FlashAttention-2)."""
+    q_BTNH, k_BSKH, v_BSKH, slopes_N, places, out_BTNH, lse_BTN = saved
+    grad_out_BTNH, grad_lse_BTN = cotangents
+    grid = _Grid.cut(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule, tiles)
+    dtype, product = accumulator(q_BTNH.dtype), _product(q_BTNH.dtype)
+    I, _, K, _, t, _ = grid.q_IBKGtH.shape
+    # d(out) through the normaliser, and d(lse), are one number per row; rows that see nothing get none
+    delta_BTN = (grad_out_BTNH.astype(dtype) * out_BTNH.astype(dtype)).sum(axis=-1) - grad_lse_BTN
+    delta_BTN = jnp.where(jnp.isneginf(lse_BTN), 0, delta_BTN)
+    grad_out_IBKGtH = _queries(grad_out_BTNH, K, I, t)
+    delta_IBKGt = _queries(delta_BTN[..., None], K, I, t)[..., 0]
+    lse_IBKGt = _finite(_queries(lse_BTN[..., None], K, I, t)[..., 0])
+
+    def query_tile(grads: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
+        q_BKGtH, grad_out_BKGtH = grid.q_IBKGtH[i], grad_out_IBKGtH[i]
+
+        def key_tile(j: jax.Array, state: tuple) -> tuple:
+            dq_BKGtH, dk_JBKsH, dv_JBKsH = state
+            k_BKsH, v_BKsH = grid.k_JBKsH[j], grid.v_JBKsH[j]
+            raw_BKGts = product("bkgth,bksh->bkgts", q_BKGtH, k_BKsH)
+            score_BKGts, pull_back = jax.vjp(
+                lambda raw: score(raw, grid.slopes_KG, grid.pair(i, j), rule), raw_BKGts
+            )
+            share_BKGts = jnp.exp(score_BKGts - lse_IBKGt[i][..., None])
+            grad_share_BKGts = product("bkgth,bksh->bkgts", grad_out_BKGtH, v_BKsH)
+            (grad_raw_BKGts,) = pull_back(
+                share_BKGts * (grad_share_BKGts - delta_IBKGt[i][..., None])
+            )
+            grad_raw_BKGts = grad_raw_BKGts.astype(q_BTNH.dtype)
+            share_BKGts = share_BKGts.astype(v_BSKH.dtype)
+            return (
+                dq_BKGtH + product("bkgts,bksh->bkgth", grad_raw_BKGts, k_BKsH),
+                dk_JBKsH.at[j].add(product("bkgts,bkgth->bksh", grad_raw_BKGts, q_BKGtH)),
+                dv_JBKsH.at[j].add(product("bkgts,bkgth->bksh", share_BKGts, grad_out_BKGtH)),
+            )
+
+        start = (jnp.zeros(q_BKGtH.shape, dtype), *grads)
+        first, last = grid.first_I[i], grid.last_I[i]
+        dq_BKGtH, dk_JBKsH, dv_JBKsH = lax.fori_loop(first, last, key_tile, start)
+        return (dk_JBKsH, dv_JBKsH), dq_BKGtH.astype(q_BTNH.dtype)
+
+    start = (jnp.zeros(grid.k_JBKsH.shape, dtype), jnp.zeros(grid.v_JBKsH.shape, dtype))
+    (dk_JBKsH, dv_JBKsH), dq_IBKGtH = lax.scan(query_tile, start, jnp.arange(I))
+    dq_BTNH = _rows(dq_IBKGtH, q_BTNH.shape[1])
+    dk_BSKH = _columns(dk_JBKsH, k_BSKH.shape[1]).astype(k_BSKH.dtype)
+    dv_BSKH = _columns(dv_JBKsH, v_BSKH.shape[1]).astype(v_BSKH.dtype)
+    return dq_BTNH, dk_BSKH, dv_BSKH, None, None
+
+
+def _product(dtype: jnp.dtype) -> Callable[..., jax.Array]:
+    """einsum for operands of `dtype`, summed in the accumulator's."""
+    return partial(
+        jnp.einsum, precision=precision(dtype), preferred_element_type=accumulator(dtype)
+    )
+
+
+def _finite(x: jax.Array) -> jax.Array:
+    """0 for -inf, so that -inf - x stays -inf instead of NaN."""
+    return jnp.where(jnp.isneginf(x), 0, x)
+
+
+_attend = jax.custom_vjp(_forward, nondiff_argnums=(5, 6))
+_attend.defvjp(_forward_saving, _backward)
