@@ -15,7 +15,7 @@ import runpy
 import traceback
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from llm_jax.errors import ConfigError
@@ -46,7 +46,9 @@ def from_dict(cls: type[T], data: Any, path: str = "") -> T:
         keys take the field's default, so old files keep loading when a setting is added.
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"{path or cls.__name__}={data!r} must be an object with fields of {cls.__name__}")
+        raise ConfigError(
+            f"{path or cls.__name__}={data!r} must be an object with fields of {cls.__name__}"
+        )
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # pyright: ignore[reportArgumentType]
     for key in data:
@@ -54,7 +56,9 @@ def from_dict(cls: type[T], data: Any, path: str = "") -> T:
             raise ConfigError(f"unknown setting {_join(path, key)!r}; {nearest(key, list(fields))}")
     values = {key: _value(hints[key], value, _join(path, key)) for key, value in data.items()}
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
         if required and name not in values:
             raise ConfigError(f"{_join(path, name)} is missing; it has no default")
     return cls(**values)
@@ -72,7 +76,11 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         if value not in args:
             remedy = nearest(value, [str(a) for a in args]) if isinstance(value, str) else ""
-            raise ConfigError(f"{path}={value!r} must be one of {', '.join(map(repr, args))}; {remedy}".rstrip("; "))
+            raise ConfigError(
+                f"{path}={value!r} must be one of {', '.join(map(repr, args))}; {remedy}".rstrip(
+                    "; "
+                )
+            )
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -83,7 +91,9 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{path}={value!r} must be of type {hint.__name__}, not {type(value).__name__}")
+        raise ConfigError(
+            f"{path}={value!r} must be of type {hint.__name__}, not {type(value).__name__}"
+        )
     return value
 
 
@@ -97,7 +107,9 @@ def override(config: T, arguments: Sequence[str]) -> T:
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise ConfigError(f"unexpected argument {word!r}; overrides look like --model.num-layers 8")
+            raise ConfigError(
+                f"unexpected argument {word!r}; overrides look like --model.num-layers 8"
+            )
         name, equals, text = word[2:].partition("=")
         if not equals:
             if not words:
@@ -109,7 +121,8 @@ def override(config: T, arguments: Sequence[str]) -> T:
 
 def _set(data: Any, hint: Any, keys: list[str], text: str, name: str) -> None:
     """Puts the value written as `text` at `keys` inside the nested JSON `data` of type `hint`."""
-    key, rest = keys[0], keys[1:]
+    key: Any = keys[0]
+    rest = keys[1:]
     if isinstance(data, list):
         if not key.isdigit() or int(key) >= len(data):
             raise ConfigError(f"--{name}: {key!r} must be an index below {len(data)}")
@@ -137,19 +150,37 @@ def _parse(hint: Any, text: str, name: str) -> Any:
         try:
             number = float(text.replace("_", ""))
         except ValueError:
-            raise ConfigError(f"--{name}={text!r} must be a number of type {hint.__name__}") from None
+            raise ConfigError(
+                f"--{name}={text!r} must be a number of type {hint.__name__}"
+            ) from None
         if hint is int and number != int(number):
             raise ConfigError(f"--{name}={text!r} must be a whole number")
-        return int(text.replace("_", "")) if hint is int and "e" not in text.lower() else hint(number)
+        return (
+            int(text.replace("_", "")) if hint is int and "e" not in text.lower() else hint(number)
+        )
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
 
 
+def changes(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Dotted name -> (old, new) of every setting that differs between two `to_dict` results."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from changes(old.get(key), new.get(key), _join(path, key))
+    elif old != new:
+        yield path, (old, new)
+
+
 def dumps(config: Any) -> str:
     """The config as JSON text with its class name under `config`, as saved in `config.json`."""
-    return json.dumps({"config": type(config).__name__, **to_dict(config)}, indent=2, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(
+            {"config": type(config).__name__, **to_dict(config)}, indent=2, ensure_ascii=False
+        )
+        + "\n"
+    )
 
 
 def loads(text: str, cls: type[T], where: str = "config.json") -> T:
@@ -179,7 +210,9 @@ def load(path: str | os.PathLike[str], cls: type[T], overrides: Sequence[str] = 
     try:
         namespace = runpy.run_path(path)
         if "config" not in namespace:
-            raise ConfigError(f"{path}: must define a function config() that returns a {cls.__name__}")
+            raise ConfigError(
+                f"{path}: must define a function config() that returns a {cls.__name__}"
+            )
         config = namespace["config"]()
     except ConfigError:
         raise
@@ -188,5 +221,7 @@ def load(path: str | os.PathLike[str], cls: type[T], overrides: Sequence[str] = 
         where = f"{path}:{lines[-1]}" if lines else path
         raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
     if not isinstance(config, cls):
-        raise ConfigError(f"{path}: config() returned a {type(config).__name__}, but this command needs a {cls.__name__}")
+        raise ConfigError(
+            f"{path}: config() returned a {type(config).__name__}, but this command needs a {cls.__name__}"
+        )
     return override(config, overrides)

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from llm_jax.config import nearest
 from llm_jax.errors import ConfigError, UserError
@@ -30,6 +30,10 @@ VERBS = {
 
 class Parser(argparse.ArgumentParser):
     """argparse, except that a mistake is a ConfigError: one line, with the nearest option."""
+
+    def __init__(self, **settings: Any) -> None:
+        # no abbreviations: `--model` must not pass for `--model.num-layers`
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError; argparse would print the usage and exit."""
@@ -66,7 +70,9 @@ def dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, VERBS))
         lines = [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
-        print("usage: llm-jax VERB ...\n\n" + "\n".join(lines) + "\n\nllm-jax VERB --help says more.")
+        print(
+            "usage: llm-jax VERB ...\n\n" + "\n".join(lines) + "\n\nllm-jax VERB --help says more."
+        )
         return
     if argv[0] == "--version":
         from importlib.metadata import version

@@ -5,6 +5,7 @@ device never waits for the host), 4 evaluate, sample and save where due, 5 look 
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -76,11 +77,18 @@ class Reporter:
     writer: MetricsWriter | None  # None on all processes but the first
     live: LiveLine | None
     throughput: Throughput
-    nats_per_byte: float  # nats of one token over this are nats of one byte: mean bytes per token
+    bytes_per_token: float  # of the training mixture: turns nats per token into bits per byte
+
+    def close(self) -> None:
+        """Ends the live line and closes the file."""
+        if self.live:
+            self.live.close()
+        if self.writer:
+            self.writer.close()
 
     def step(self, row: dict[str, Any]) -> None:
         """Logs one training step."""
-        row["bits_per_byte"] = row["loss"] / 0.6931471805599453 / self.nats_per_byte
+        row["bits_per_byte"] = row["loss"] / math.log(2) / self.bytes_per_token
         row.update(self.throughput.rates())
         if self.writer:
             self.writer.write(row)

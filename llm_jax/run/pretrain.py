@@ -1,0 +1,156 @@
+"""`llm-jax pretrain CONFIG`: trains a model from scratch on prepared data, or goes on where it stopped."""
+
+import argparse
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from llm_jax import config as config_files
+from llm_jax import tokenizer as tokenizers
+from llm_jax.checkpoint.store import CheckpointConfig
+from llm_jax.data.mixture import DataConfig, DataPlan
+from llm_jax.data.shards import Prepared, open_prepared
+from llm_jax.errors import ConfigError
+from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_split
+from llm_jax.model import ModelConfig
+from llm_jax.run import cli
+from llm_jax.run.session import BEST_METRIC, Parts, SampleConfig, train_session
+from llm_jax.sharding import MeshConfig
+from llm_jax.tokenizer import Tokenizer
+from llm_jax.train import OptimizerConfig, StepConfig, TrainConfig, TrainState
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything a pretraining run depends on. The resolved one is saved in the run and every checkpoint."""
+
+    run: str  # run folder; a run that is there already is resumed
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    step: StepConfig = StepConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig(data=1, fsdp=-1, tensor=1)
+    checkpoint: CheckpointConfig = field(
+        default_factory=lambda: CheckpointConfig(best_metric=BEST_METRIC)
+    )
+    eval: EvalConfig = EvalConfig()
+    samples: SampleConfig = SampleConfig()
+
+    def __post_init__(self) -> None:
+        if not self.run:
+            raise ConfigError("run='' must name a folder, as in --run runs/first")
+        if self.data.seq_len > self.model.max_seq_len:
+            raise ConfigError(
+                f"data.seq_len={self.data.seq_len} must not exceed model.max_seq_len={self.model.max_seq_len}"
+            )
+
+
+def pretrain(config: PretrainConfig, console: Console, take_over: bool = False) -> TrainState:
+    """Runs a pretraining session; see `train_session`."""
+    prepared = open_prepared(config.data.prepared)
+    tokenizer = tokenizers.load(Path(config.data.prepared) / "tokenizer")
+    check_vocabulary(config, prepared)
+    plan = DataPlan(config.data, prepared)
+    parts = Parts(
+        folder=Path(config.run),
+        take_over=take_over,
+        model=config.model,
+        optimizer=config.optimizer,
+        step=config.step,
+        train=config.train,
+        mesh=config.mesh,
+        checkpoint=config.checkpoint,
+        samples=config.samples,
+        data_workers=config.data.workers,
+        resolved=config,
+        plan=plan,
+        bytes_per_token=bytes_per_token(plan, prepared),
+        tokenizer=tokenizer,
+        corpora=heldout_corpora(plan, prepared, tokenizer, config.eval),
+        eval=config.eval,
+    )
+    return train_session(parts, console)
+
+
+def bytes_per_token(plan: DataPlan, prepared: Prepared) -> float:
+    """UTF-8 bytes of text behind one token of the training mixture."""
+    train = {name: prepared.sources[name]["train"] for name in plan.source_names}
+    return sum(
+        share * train[name].num_bytes / max(train[name].num_tokens, 1)
+        for name, share in plan.shares.items()
+    )
+
+
+def heldout_corpora(
+    plan: DataPlan, prepared: Prepared, tokenizer: Tokenizer, config: EvalConfig
+) -> dict[str, Corpus]:
+    """The held-out documents of every source of the mixture, those of weight 0 included."""
+    splits = {name: prepared.sources[name]["heldout"] for name in plan.source_names}
+    return {
+        name: corpus_from_split(split, tokenizer, config)
+        for name, split in splits.items()
+        if split.num_documents
+    }
+
+
+def check_vocabulary(config: PretrainConfig, prepared: Prepared) -> None:
+    """The embedding needs a row for every id; more rows are padding."""
+    if config.model.vocab_size < prepared.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={config.model.vocab_size} must be at least {prepared.vocab_size}, the size of the "
+            f"tokenizer of {config.data.prepared}; a multiple of 128 above it shards and multiplies best"
+        )
+
+
+def start_processes() -> None:
+    """Joins the processes of a multi-host run; on one host, nothing.
+
+    LLM_JAX_COORDINATOR=host:port, LLM_JAX_PROCESSES and LLM_JAX_PROCESS_ID say so by hand; TPU pods and
+    Slurm jobs are recognised by JAX itself.
+    """
+    coordinator = os.environ.get("LLM_JAX_COORDINATOR")
+    if coordinator:
+        try:
+            count, index = (
+                int(os.environ[name]) for name in ("LLM_JAX_PROCESSES", "LLM_JAX_PROCESS_ID")
+            )
+        except (KeyError, ValueError):
+            raise ConfigError(
+                "LLM_JAX_COORDINATOR is set, so LLM_JAX_PROCESSES and LLM_JAX_PROCESS_ID must be set to numbers"
+            ) from None
+        # bound to its address: by default the coordinator listens on every interface, without authentication
+        bind = coordinator if index == 0 else None
+        jax.distributed.initialize(coordinator, count, index, coordinator_bind_address=bind)
+    elif (
+        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+        or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    ):
+        jax.distributed.initialize()
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    parser = cli.Parser(
+        prog="llm-jax pretrain",
+        description="Trains a model; a run folder that holds checkpoints is resumed.",
+        epilog="Any setting is overridden as --model.num-layers 8; the run's own config.json is a CONFIG too.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a file in configs/, or a saved config.json"
+    )
+    parser.add_argument(
+        "--take-over", action="store_true", help="ignore the lock of a run that seems alive"
+    )
+    known, overrides = parser.parse_known_args(argv)
+    config = config_files.load(known.config, PretrainConfig, overrides)
+    start_processes()
+    pretrain(config, Console(), known.take_over)
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.run(main))

@@ -1,0 +1,67 @@
+"""Every page in configs/ builds, documents itself, survives JSON, and fits the mesh it is meant for."""
+
+import ast
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from llm_jax import config as config_files
+from llm_jax.data.batch import Batch
+from llm_jax.model import count_params
+from llm_jax.run.pretrain import PretrainConfig
+from llm_jax.sharding import batch_sharding
+from llm_jax.train import make_optimizer, make_schedule, new_state, state_shardings, train_step
+
+FOLDER = Path(__file__).parent.parent / "configs"
+PAGES = sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
+DEVICES = {"demo": 1, "pretrain_7b_tpu": 64}  # of the hardware the page names; otherwise one host of 8
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
+    config = config_files.load(page, PretrainConfig)
+    text = ast.get_docstring(ast.parse(page.read_text(encoding="utf-8"))) or ""
+    assert "Run:" in text
+    assert "Expect:" in text
+    assert config_files.loads(config_files.dumps(config), PretrainConfig) == config
+
+    stated = re.search(r"([\d,]+) parameters", text)
+    assert stated, "Expect: gives the number of parameters"
+    assert count_params(config.model) == int(stated[1].replace(",", ""))
+
+    optimizer = make_optimizer(config.optimizer)
+    schedule = make_schedule(config.optimizer, config.train.steps)
+    state = jax.eval_shape(lambda: new_state(config.model, optimizer, jax.random.key(0)))
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    memory = re.search(r"([\d.]+) GB of parameters and optimizer state", text)
+    if memory:
+        assert f"{size / 1e9:.1f}" == memory[1]
+
+    sizes = dataclasses.asdict(config.mesh)
+    devices = DEVICES.get(page.stem, 8)
+    fill = devices // math.prod(n for n in sizes.values() if n > 0)
+    shape = tuple(fill if n == -1 else n for n in sizes.values())
+    mesh = AbstractMesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+    state_shardings(config.model, optimizer, mesh)  # raises when a size does not divide
+    batch_sharding(mesh, config.step.batch_size // config.step.micro_batches)
+
+    rows = (config.step.batch_size, config.data.seq_len)
+    ids = jax.ShapeDtypeStruct(rows, jnp.int32)
+    batch = Batch(ids, ids, ids, ids, jax.ShapeDtypeStruct(rows, jnp.float32))
+    new, metrics = jax.eval_shape(
+        lambda s, b: train_step(
+            s, b, model=config.model, config=config.step, optimizer=optimizer, schedule=schedule, clip_norm=1.0
+        ),
+        state,
+        batch,
+    )
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert metrics["loss"].shape == ()
