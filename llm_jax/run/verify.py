@@ -29,12 +29,12 @@ def main(argv: list[str]) -> None:
         "JAX_PLATFORMS", "cpu"
     )  # checking needs no accelerator; a running job may hold it
 
-    from llm_jax.checkpoint import find_checkpoint, inspect, steps_in
+    from llm_jax.checkpoint import find_checkpoint, inspect, numbered_folders
 
     newest = find_checkpoint(arguments.model, arguments.step)
     checkpoints = [newest]
     if arguments.all:
-        checkpoints = [newest.parent / str(step) for step in steps_in(newest.parent)] or [newest]
+        checkpoints = [newest.parent / str(step) for step in numbered_folders(newest.parent)] or [newest]
     bad: list[str] = []
     for checkpoint in checkpoints:
         count = 0

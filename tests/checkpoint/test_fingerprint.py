@@ -55,7 +55,7 @@ def test_keys_scalars_and_empty_arrays_have_fingerprints():
     prints = fingerprints(tree)
     assert prints["key"] == by_hand(np.asarray(jax.random.key_data(tree["key"])))
     assert prints["none"] == "0" * 16
-    assert prints["scalar"] == by_hand(np.float32([2]).view(np.uint32))
+    assert prints["scalar"] == by_hand(np.array([2], np.float32).view(np.uint32))
     assert len(set(prints.values())) == 4
 
 
