@@ -223,7 +223,8 @@ def _build(description: dict[str, Any], where: str) -> tokenizers.Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
     except Exception as error:  # the library raises plain Exception
-        raise DataError(f"{where}: not a usable tokenizer.json: {error}") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{where}: not a usable tokenizer.json: {reason}") from None
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()

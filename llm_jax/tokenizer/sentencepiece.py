@@ -52,8 +52,12 @@ class SentencePieceTokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(proto.SerializeToString())
-        except RuntimeError as error:
-            raise DataError(f"{where}: not a usable SentencePiece model: {error}") from None
+        except (
+            RuntimeError,
+            UnicodeDecodeError,
+        ) as error:  # the latter: its message quotes bad bytes
+            reason = " ".join(str(error).split())
+            raise DataError(f"{where}: not a usable SentencePiece model: {reason}") from None
         self._pieces = [(piece.piece, piece.type) for piece in proto.pieces]
         self._bos_id = declared.resolve("bos_token", self.id_of, self._processor.bos_id())
         self._eos_id = declared.resolve("eos_token", self.id_of, self._processor.eos_id())
@@ -180,6 +184,9 @@ def _parse(model: bytes, where: str) -> Any:
         raise DataError(f"{where}: not a SentencePiece model, or a damaged one") from None
     if not proto.pieces:
         raise DataError(f"{where}: a SentencePiece model without pieces")
+    for id, piece in enumerate(proto.pieces):
+        if not isinstance(piece.piece, str):  # protobuf gives bytes where a string is not UTF-8
+            raise DataError(f"{where}: a damaged SentencePiece model: piece {id} is not UTF-8")
     return proto
 
 

@@ -1,14 +1,16 @@
 """Which files are read, what they say, what is refused, and that saving gives them back."""
 
 import json
+import random
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2 as schema
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from llm_jax import tokenizer
 from llm_jax.errors import DataError
 from llm_jax.tokenizer import files, specials
-from tests.tokenizer.conftest import TEXTS, edited
+from tests.tokenizer.conftest import TEXTS, edited, small
 
 
 def put(folder, **contents):
@@ -199,6 +201,80 @@ def test_broken_sentencepiece_models_are_one_line(damage, bpe, tmp_path):
     with pytest.raises(DataError, match=r"bad\.model: ") as caught:
         tokenizer.load(tmp_path / "bad.model")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["sentencepiece", "json"])
+def test_flipped_bytes_give_a_data_error_or_a_tokenizer_that_works(
+    form, bpe, byte_level_json, tmp_path
+):
+    good = model_bytes(bpe, tmp_path) if form == "sentencepiece" else byte_level_json.encode()
+    path = tmp_path / ("flipped.model" if form == "sentencepiece" else "flipped.json")
+    draw, refusals = random.Random(0), []
+    for _ in range(300):
+        damaged = bytearray(good)
+        for _ in range(draw.choice([1, 3, 20])):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            loaded = tokenizer.load(path)
+        except DataError as error:
+            refusals.append(str(error))
+        else:
+            loaded.decode(loaded.encode(TEXTS[2]))
+            assert loaded.token_num_bytes().shape == (loaded.vocab_size,)
+    assert len(refusals) > 100
+    assert not any("\n" in line for line in refusals)
+
+
+def as_tokenizer_json(model: bytes) -> str:
+    """The same BPE as a tokenizer.json with byte fallback, as Llama's is (anchor: ecosystem 7)."""
+    pieces = schema.ModelProto.FromString(model).pieces  # pyright: ignore[reportAttributeAccessIssue]
+    ids = {piece.piece: id for id, piece in enumerate(pieces)}
+    scores = {piece.piece: piece.score for piece in pieces if piece.type == 1}
+    merges = [
+        (score, ids[whole], whole[:cut], whole[cut:])
+        for whole, score in scores.items()
+        for cut in range(1, len(whole))
+        if whole[:cut] in scores and whole[cut:] in scores
+    ]
+    merges.sort(key=lambda merge: (-merge[0], merge[1]))
+    built = Tokenizer(
+        models.BPE(
+            vocab=ids,
+            merges=[(left, right) for _, _, left, right in merges],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    built.normalizer = normalizers.Sequence([normalizers.Replace(" ", "▁")])
+    built.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    control = [piece.piece for piece in pieces if piece.type in (2, 3)]
+    built.add_special_tokens([AddedToken(piece, normalized=False) for piece in control])
+    built.add_tokens([AddedToken("\n", normalized=False)])
+    return built.to_str()
+
+
+def test_the_same_vocabulary_in_both_formats_encodes_alike(bpe, tmp_path):
+    converted = as_tokenizer_json(model_bytes(bpe, tmp_path))
+    loaded = tokenizer.load(put(tmp_path / "json", tokenizer=converted))
+    assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (1, 2, 3)
+    assert loaded.special_ids == bpe.special_ids
+    assert loaded.token_num_bytes().tolist() == bpe.token_num_bytes().tolist()
+    for text in [*TEXTS, " two  spaces\n\n", "龘 <s> <|im_end|> 😀", "</s>"]:
+        assert loaded.encode(text) == bpe.encode(text)
+        assert loaded.decode(loaded.encode(text)) == text
+    assert loaded.fingerprint != bpe.fingerprint
+
+
+def test_a_dummy_prefix_is_one_space_of_bytes_and_not_in_the_text():
+    learned = tokenizer.train(small(add_dummy_prefix=True), TEXTS)
+    for text in ("hello", " two", "你好\n\nx  y"):
+        ids = learned.encode(text)
+        assert learned.decode(ids) == text
+        assert learned.token_num_bytes()[ids].sum() == len(text.encode()) + 1
 
 
 def test_a_json_without_an_end_of_text_names_the_remedy(byte_level_json, tmp_path):
