@@ -6,6 +6,8 @@ number (measured; so are the other traps named here).
 """
 
 import functools
+import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +18,8 @@ from llm_jax.data.mixture import DataPlan
 from llm_jax.data.workers import die_with_parent
 from llm_jax.errors import ConfigError
 
+SHARED_MEMORY = "/dev/shm"  # where Grain's workers put batches; 64 MB in a plain container
+BYTES_PER_POSITION = 20  # five arrays of 4 bytes, see `Batch`
 ENDLESS = 1 << 48  # steps; Grain wants a length
 
 
@@ -41,11 +45,16 @@ class Loader(Iterator[Batch]):
         self._batches = batches
 
     def __next__(self) -> Batch:
-        return Batch(*next(self._batches))
+        if self._batches is None:
+            raise RuntimeError("this loader is closed")
+        # copied: from a worker the arrays are views of shared memory that Grain unmaps later
+        return Batch(*(np.array(array) for array in next(self._batches)))
 
     def close(self) -> None:
         """Stops reading ahead; no batch can be taken afterwards. Harmless when repeated."""
-        self._batches.close()
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None  # what was read ahead holds shared memory until it is dropped
 
     def __enter__(self) -> "Loader":
         return self
@@ -85,23 +94,21 @@ def batches(
         )
     if rows.ndim != 1 or not rows.size or rows.min() < 0 or rows.max() >= batch_size:
         raise ConfigError(f"rows={rows.tolist()} must be indices below batch_size={batch_size}")
+    if workers:
+        _check_shared_memory(rows.size * plan.seq_len * BYTES_PER_POSITION, workers, prefetch)
     _mark_flags_parsed()
     steps = grain.MapDataset.source(_Steps(plan, batch_size, rows, start_step))
-    options = grain.ReadOptions(num_threads=min(prefetch, 2), prefetch_buffer_size=prefetch)
+    ahead = 0 if workers else prefetch
+    dataset = steps.to_iter_dataset(
+        grain.ReadOptions(num_threads=min(ahead, 2), prefetch_buffer_size=ahead)
+    )
     if workers:
-        dataset = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=max(1, prefetch)
             ),
             worker_init_fn=_start_worker,
         )
-        # through the pipe, not /dev/shm: containers give that 64 MB, and killed runs leak it
-        dataset = grain.experimental.WithOptionsIterDataset(
-            dataset, grain.experimental.DatasetOptions(min_shm_size=1 << 62)
-        )
-    else:
-        dataset = steps.to_iter_dataset(options)
     iterator = iter(dataset)
     iterator.start_prefetch()
     return Loader(iterator)
@@ -110,6 +117,21 @@ def batches(
 def _start_worker(index: int, count: int) -> None:
     del index, count
     die_with_parent()
+
+
+def _check_shared_memory(batch_bytes: int, workers: int, prefetch: int) -> None:
+    """Raises ConfigError when /dev/shm is too small: a write beyond it kills the process (SIGBUS)."""
+    if not os.path.isdir(SHARED_MEMORY):
+        return
+    # each worker's queue, Grain's buffer behind it, and one batch in hand at both ends
+    needed = batch_bytes * workers * (2 * max(1, prefetch) + 2)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise ConfigError(
+            f"data.workers={workers} with data.prefetch={prefetch} needs {needed >> 20} MB of shared "
+            f"memory, but {SHARED_MEMORY} has {free >> 20} MB free; lower them, use data.workers=0, "
+            "or start the container with more (--shm-size)"
+        )
 
 
 @functools.cache
