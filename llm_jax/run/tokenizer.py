@@ -60,7 +60,12 @@ def train(argv: list[str]) -> None:
     """Learns a tokenizer and writes it, with a record of its making, into a folder."""
     parser = cli.Parser(prog="llm-jax tokenizer train", description="Learn a vocabulary from text.")
     parser.add_argument(
-        "--input", nargs="+", required=True, metavar="SOURCE", help="text to learn from"
+        "--input",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="SOURCE",
+        help="text to learn from",
     )
     parser.add_argument(
         "--output", required=True, type=Path, metavar="FOLDER", help="where to put it"
@@ -104,7 +109,12 @@ def info(argv: list[str]) -> None:
         "tokenizer", type=Path, metavar="FOLDER", help="a folder, or one file in it"
     )
     parser.add_argument(
-        "--text", nargs="+", default=[], metavar="SOURCE", help="text to measure on"
+        "--text",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="text to measure on",
     )
     _add_text_options(parser)
     words = parser.parse_args(argv)

@@ -115,3 +115,9 @@ def test_unknown_commands_and_help(capsys):
 def test_every_setting_has_an_option_with_help():
     fields = {field.name for field in dataclasses.fields(tokenizer.TokenizerTrainConfig)}
     assert set(command.SETTINGS) == fields
+
+
+def test_inputs_may_be_given_together_or_one_by_one(corpus, tmp_path):
+    assert train(corpus, tmp_path / "t", "--input", f"again={corpus}") == 0
+    record = json.loads((tmp_path / "t" / "training.json").read_text())
+    assert [entry["source"]["name"] for entry in record["sources"]] == ["corpus", "again"]

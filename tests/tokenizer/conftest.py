@@ -56,7 +56,7 @@ def byte_level_json() -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    built.train_from_iterator(TEXTS, trainer)
+    built.train_from_iterator([*TEXTS, "<|<|<| |>|>|>\n" * 9], trainer)
     built.add_tokens(["<|fim_prefix|>", "<think>"])
     built.enable_truncation(4)
     return built.to_str()

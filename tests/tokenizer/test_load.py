@@ -102,6 +102,13 @@ def test_long_texts_are_not_cut_by_the_files_truncation(byte_level):
     assert len(byte_level.encode("one two three four five six")) > 4
 
 
+def test_spelled_markers_encode_as_if_they_were_never_added(byte_level, byte_level_json):
+    plain = Tokenizer.from_str(edited(byte_level_json, added_tokens=[], truncation=None))
+    assert len(plain.encode("<|").ids) == 1  # so a cut inside "<|" would show
+    for text in ("<|endoftext|>", "a <|im_start|> b", "<|fim_prefix|>"):
+        assert byte_level.encode(text) == plain.encode(text).ids
+
+
 def test_ordinary_added_tokens_are_matched_and_markers_are_not(byte_level):
     assert byte_level.encode("<think>") == [byte_level.id_of("<think>")]
     assert len(byte_level.encode("<|fim_prefix|>")) > 1
