@@ -5,7 +5,13 @@ from llm_jax.checkpoint.lock import RunLock
 from llm_jax.checkpoint.model_folder import save_model
 from llm_jax.checkpoint.reading import inspect, read_state, restore_params, tokenizer_folder
 from llm_jax.checkpoint.record import DamagedError, read_meta
-from llm_jax.checkpoint.run_folder import append_event, find_checkpoint, numbered_folders, steps_in, write_json_atomic
+from llm_jax.checkpoint.run_folder import (
+    append_event,
+    find_checkpoint,
+    numbered_folders,
+    steps_in,
+    write_json_atomic,
+)
 from llm_jax.checkpoint.store import CheckpointConfig, Store
 
 __all__ = [

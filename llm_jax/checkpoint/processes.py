@@ -26,3 +26,10 @@ def all_say(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.all(multihost_utils.process_allgather(np.asarray(flag, np.int32))))
+
+
+def highest(code: int) -> int:
+    """The largest `code` that any process brought, on all processes. Also a barrier."""
+    if jax.process_count() == 1:
+        return code
+    return int(np.max(multihost_utils.process_allgather(np.asarray(code, np.int32))))

@@ -11,7 +11,7 @@ import jax
 
 from llm_jax.checkpoint import arrays
 from llm_jax.checkpoint.fingerprint import PendingFingerprints, differences, named_leaves
-from llm_jax.checkpoint.processes import all_say, is_first
+from llm_jax.checkpoint.processes import all_say, highest, is_first
 from llm_jax.checkpoint.record import TOKENIZER, DamagedError, damaged_files, read_meta
 from llm_jax.errors import CheckpointError
 
@@ -151,17 +151,32 @@ def _require_same_arrays(
 
 
 def _load(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Loads, and tells evidence of damage from what only this process cannot do (memory, permission)."""
+    """Loads, and tells evidence of damage from what cannot be done now (memory, permission).
+
+    A process that meets damage leaves the others waiting inside Orbax until its barrier times out;
+    then all of them agree here, so that none goes another way.
+    """
+    found: dict[str, jax.Array] = {}
+    failure: Exception | None = None
     try:
-        return arrays.load(folder, wanted)
+        found = arrays.load(folder, wanted)
     except Exception as error:  # whatever a storage library raises
-        reason = brief(error)
-        if any(word in str(error) for word in ("DATA_LOSS", "CRC", "checksum", "orrupt")):
-            raise DamagedError(f"{folder}: array data is damaged: {reason}") from error
+        failure = error
+    whole, unreadable, damaged = 0, 1, 2
+    verdict = whole
+    if failure:
+        evidence = any(word in str(failure) for word in ("DATA_LOSS", "CRC", "checksum", "orrupt"))
+        verdict = damaged if evidence else unreadable
+    verdict = highest(verdict)
+    reason = brief(failure) if failure else "another process says so"
+    if verdict == damaged:
+        raise DamagedError(f"{folder}: array data is damaged: {reason}") from failure
+    if verdict == unreadable:
         raise CheckpointError(
             f"{folder} cannot be read, though its files are whole: {reason}; check memory, disk and "
             "permissions, then try again, or choose an older one with --step"
-        ) from error
+        ) from failure
+    return found
 
 
 def brief(error: BaseException) -> str:

@@ -34,7 +34,7 @@ from llm_jax.checkpoint.record import (
     write_record,
     write_tokenizer,
 )
-from llm_jax.checkpoint.run_folder import numbered_folders, steps_in
+from llm_jax.checkpoint.run_folder import numbered_folders
 from llm_jax.config import nearest
 from llm_jax.errors import CheckpointError, ConfigError
 
@@ -109,8 +109,8 @@ class Store:
         return step > 0 and step % self._config.save_every_steps == 0
 
     def steps(self) -> list[int]:
-        """Steps that can be restored, ascending."""
-        return steps_in(self.folder)
+        """Steps with a checkpoint, ascending; `restore` finds out which are good."""
+        return numbered_folders(self.folder)  # one that lost its record is damaged, not absent
 
     def save(
         self,
@@ -207,7 +207,7 @@ class Store:
           CheckpointError: none is good, there is no such step, or the arrays are not those of the config.
         """
         self.wait()
-        steps = numbered_folders(self.folder)  # one that lost its record is damaged, not absent
+        steps = self.steps()
         if step >= 0 and step not in steps:
             raise CheckpointError(
                 f"{self.folder} has no step {step}; it has {', '.join(map(str, steps)) or 'none'}"
@@ -221,7 +221,7 @@ class Store:
                 continue
             for bad, reason in damaged.items():
                 self._set_aside(bad, "corrupt", f"is damaged and was stepped over: {reason}")
-            for newer in numbered_folders(self.folder):
+            for newer in self.steps():
                 if newer > candidate:
                     self._set_aside(
                         newer, "abandoned", f"is newer than step {candidate}, where the run goes on"

@@ -29,7 +29,7 @@ SPECS = {
 
 
 def make(step: int) -> dict:
-    w = jnp.arange(512, dtype=jnp.float32).reshape(16, 32) * step - 300  # exact, jitted or not
+    w = jnp.arange(4096, dtype=jnp.float32).reshape(64, 64) * step - 300  # exact, jitted or not
     params = {"w": w, "b": w[0].astype(jnp.bfloat16), "flag": w[:3] > 0}
     return {
         "params": params,

@@ -48,9 +48,8 @@ def test_two_processes_save_and_other_meshes_restore_and_agree_on_damage(tmp_pat
     assert saved[0] == "2"
     for shape, processes in (("2x1", 1), ("2x4", 2), ("1x2", 2)):
         assert on_mesh(tmp_path, "restore", shape, processes) == saved
-    row = np.arange(16, dtype=np.float32) * 2 - 300  # of the first shard, see mesh_program.make
+    row = np.arange(32, dtype=np.float32) * 2 - 300  # of the first shard, see mesh_program.make
     files = sorted((tmp_path / "checkpoints/2/state").glob("ocdbt.process_*/d/*"))
-    assert len(files) == 2
     (holding,) = [path for path in files if row.tobytes() in path.read_bytes()]
     flip_bit_of(holding, row)
     assert on_mesh(tmp_path, "damaged", "4x2", processes=2)[0] == "1"

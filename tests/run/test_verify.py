@@ -22,7 +22,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def verified(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     status = cli.run(verify.main, list(argv))
-    return status, *capsys.readouterr()
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 def test_a_good_run_is_reported_item_by_item(run, capsys):
