@@ -127,7 +127,10 @@ def _tfds_examples(name: str, split: str) -> Any:
         read_builder = tfds.builder_from_directory if os.path.isdir(name) else tfds.builder
         builder: Any = read_builder(name)
         if split not in builder.info.splits:
-            known = ", ".join(builder.info.splits) or "none: prepare it with the tfds command first"
+            known = (
+                ", ".join(sorted(builder.info.splits))
+                or "none: prepare it with the tfds command first"
+            )
             raise DataError(f"tfds {name!r}: has no split {split!r}; known: {known}")
         return builder.as_data_source(split)
     except DataError:

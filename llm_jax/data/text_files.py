@@ -4,16 +4,14 @@ All three read bytes and split on b"\\n" only: `str.splitlines` also breaks at U
 may stand inside a JSON string.
 """
 
-import gzip
 import io
 import json
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, Literal, cast
 
-import zstandard
+import pyarrow
 
 from llm_jax.data.documents import Document, Rejects
 from llm_jax.errors import DataError
@@ -29,20 +27,21 @@ BOM = b"\xef\xbb\xbf"
 @contextmanager
 def open_bytes(file: str) -> Iterator[BinaryIO]:
     """Opens a plain, .gz or .zst file for reading bytes; damage is a DataError naming the file."""
+    compression = {".gz": "gzip", ".zst": "zstd"}.get(os.path.splitext(file)[1].lower())
     try:
-        with open(file, "rb") as raw:
-            if file.lower().endswith(".gz"):
-                yield cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-            elif file.lower().endswith(".zst"):
-                # read_across_frames: `cat a.zst b.zst` and parallel compressors make several frames
-                reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-                yield io.BufferedReader(cast(io.RawIOBase, reader))
-            else:
+        if compression is None:
+            with open(file, "rb") as raw:
                 yield raw
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{file}: damaged compressed file ({error}); fetch it again") from error
+            return
+        # pyarrow, because the zstandard package takes a truncated file for a complete one
+        with pyarrow.input_stream(file, compression=compression) as stream:
+            yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20))
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+        if error.errno is None:  # pyarrow's way to say that the content is wrong
+            raise DataError(
+                f"{file}: damaged {compression} file ({error}); fetch it again"
+            ) from error
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def lines(stream: BinaryIO, limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | None]]:
