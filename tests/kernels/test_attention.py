@@ -1,0 +1,397 @@
+"""Attention against its definition: numbers, gradients, memory, sharding, and every refused argument."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.errors import ConfigError
+from llm_jax.kernels.attention import api, choose, flash_attention, xla_chunked
+from llm_jax.kernels.attention.reference import Places, Rule, visible
+from tests.kernels.attention_oracle import attend as oracle
+
+IMPLEMENTATIONS = ["reference", "xla_chunked"]
+B, N, H = 2, 6, 8
+
+
+class Case(NamedTuple):
+    mask: str
+    group: int  # query heads per kv head
+    lengths: tuple[int, int]  # T, S: multiples of no tile
+    alibi: bool
+    soft_cap: bool
+    segments: bool
+    slots: bool  # explicit positions, in no order, as in the slots of a cache
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        window = 5 if self.mask == "window" else 0  # shorter than a tile of 16
+        soft_cap = 1.5 if self.soft_cap else 0.0
+        return {"scale": 0.4, "causal": self.mask != "full", "window": window, "soft_cap": soft_cap}
+
+
+EQUAL, CACHE, FEWER_KEYS = (37, 37), (19, 53), (37, 21)
+# Every pair of features meets in some case (checked below), in ten instead of 216 compilations.
+CASES = [
+    Case("full", 1, EQUAL, False, False, False, False),
+    Case("causal", 1, FEWER_KEYS, True, True, True, True),
+    Case("window", 2, CACHE, False, True, True, False),
+    Case("causal", 6, CACHE, False, False, False, True),
+    Case("window", 6, FEWER_KEYS, True, False, False, False),
+    Case("full", 2, FEWER_KEYS, False, False, True, True),
+    Case("causal", 2, EQUAL, True, True, False, False),
+    Case("window", 6, EQUAL, True, True, True, True),
+    Case("full", 6, CACHE, True, True, True, False),
+    Case("window", 1, CACHE, False, False, False, True),
+]
+
+
+class Inputs(NamedTuple):
+    arrays: tuple[Any, ...]  # q, k, v and the gradients of out and lse, float32
+    slopes: Any = None
+    segments: Any = None  # (queries', keys') int32, as the positions
+    positions: Any = None
+
+
+def documents(length: int) -> np.ndarray:
+    """Segments of two rows: documents, among them of one token, and four tokens of padding."""
+    starts = [[9, 10, 11], [length // 2, length // 2 + 1]]
+    segments = np.stack([np.searchsorted(s, np.arange(length), "right") + 1 for s in starts])
+    segments[:, -4:] = 0
+    return segments.astype(np.int32)
+
+
+def make_inputs(case: Case) -> Inputs:
+    random = np.random.default_rng(CASES.index(case))
+    (T, S), K = case.lengths, N // case.group
+    shapes = ((T, N, H), (S, K, H), (S, K, H), (T, N, H), (T, N))
+    slots = [np.stack([random.permutation(2 * S)[:n] for _ in range(B)]) for n in (T, S)]
+    return Inputs(
+        tuple(random.normal(size=(B, *shape)).astype(np.float32) for shape in shapes),
+        2.0 ** -np.arange(1, N + 1, dtype=np.float32) if case.alibi else None,
+        (documents(T), documents(S)) if case.segments else None,
+        tuple(slots) if case.slots else None,
+    )
+
+
+@partial(jax.jit, static_argnames=("implementation", "scale", "causal", "window", "soft_cap"))
+def run(inputs: Inputs, **options: Any) -> tuple[jax.Array, ...]:
+    """out, lse and the gradients of q, k, v."""
+    (q, k, v, grad_out, grad_lse), slopes, segments, positions = inputs
+    q_segments, kv_segments = segments or (None, None)
+    q_positions, kv_positions = positions or (None, None)
+    attend = partial(
+        flash_attention,
+        alibi_slopes_N=slopes,
+        q_segments_BT=q_segments,
+        kv_segments_BS=kv_segments,
+        q_positions_BT=q_positions,
+        kv_positions_BS=kv_positions,
+        return_lse=True,
+        **options,
+    )
+    results, pull_back = jax.vjp(attend, q, k, v)
+    return *results, *pull_back((grad_out, grad_lse))
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of 16 x 16, so that short rows have several and a ragged last one."""
+    attend = partial(xla_chunked.attend, tiles=(16, 16))
+    monkeypatch.setitem(api.IMPLEMENTATIONS, "xla_chunked", attend)
+
+
+def test_the_cases_join_every_pair_of_features():
+    levels = [{case[i] for case in CASES} for i in range(len(Case._fields))]
+    assert [len(level) for level in levels] == [3, 3, 3, 2, 2, 2, 2]
+    for i, j in itertools.combinations(range(len(levels)), 2):
+        met = {(case[i], case[j]) for case in CASES}
+        assert met == set(itertools.product(levels[i], levels[j])), (
+            Case._fields[i] + Case._fields[j]
+        )
+
+
+def answer(case: Case, inputs: Inputs) -> tuple[np.ndarray, ...]:
+    """The oracle's out, lse, dq, dk, dv."""
+    arrays, *rest = inputs
+    return oracle(*arrays, **dict(zip(Inputs._fields[1:], rest, strict=True)), **case.rule)
+
+
+def test_the_oracle_agrees_with_finite_differences():
+    case = CASES[7]
+    inputs = make_inputs(case)
+    *qkv, grad_out, grad_lse = (x.astype(np.float64) for x in inputs.arrays)
+    _, lse, *grads = answer(case, inputs)
+    empty = np.isneginf(lse)
+    assert empty.any(), "the case must hold queries that see nothing"
+    assert not empty.all()
+
+    def loss(*qkv: np.ndarray) -> float:
+        out, lse, *_ = answer(case, inputs._replace(arrays=(*qkv, grad_out, grad_lse)))
+        return (out * grad_out).sum() + (np.where(empty, 0, lse) * grad_lse).sum()
+
+    random = np.random.default_rng(0)
+    for which, grad in enumerate(grads):
+        step = 1e-5 * random.normal(size=grad.shape)
+        ahead, behind = (
+            loss(*(x + sign * step if i == which else x for i, x in enumerate(qkv)))
+            for sign in (1, -1)
+        )
+        np.testing.assert_allclose((ahead - behind) / 2, (grad * step).sum(), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)).replace(" ", ""))
+def test_outputs_and_gradients_are_those_of_the_oracle(case, implementation):
+    inputs = make_inputs(case)
+    expected = answer(case, inputs)
+    empty = np.isneginf(expected[1])
+    # whatever comes back through the log-sum-exp of a row that sees nothing must not spread
+    *others, grad_lse = inputs.arrays
+    inputs = inputs._replace(arrays=(*others, np.where(empty, np.nan, grad_lse)))
+    found = run(inputs, implementation=implementation, **case.rule)
+    for name, x, y in zip(("out", "lse", "dq", "dk", "dv"), found, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert not np.asarray(found[0])[empty].any()
+    assert not np.asarray(found[2])[empty].any()
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_bfloat16_tiles_are_as_exact_as_dense_bfloat16():
+    case = CASES[6]
+    inputs = make_inputs(case)
+    *others, grad_lse = inputs.arrays
+    rounded = (jnp.asarray(x, jnp.bfloat16) for x in others)
+    inputs = inputs._replace(arrays=(*rounded, grad_lse))
+    expected = answer(case, inputs)
+    errors = {}
+    for implementation in IMPLEMENTATIONS:
+        found = run(inputs, implementation=implementation, **case.rule)
+        assert [x.dtype.name for x in found] == ["bfloat16", "float32"] + ["bfloat16"] * 3
+        errors[implementation] = [
+            np.sqrt(np.mean((np.asarray(x, np.float64) - y) ** 2) / np.mean(y**2))
+            for x, y in zip(found, expected, strict=True)
+        ]
+    assert max(errors["reference"]) < 2**-7, errors
+    for dense, tiled in zip(*errors.values(), strict=True):
+        assert tiled <= 2 * dense, errors
+
+
+def test_plain_attention_is_that_of_jax_nn():
+    q, k, v = make_inputs(CASES[6]).arrays[:3]
+    for causal in (True, False):
+        expected = jax.nn.dot_product_attention(q, k, v, is_causal=causal, scale=0.3)
+        found = flash_attention(q, k, v, scale=0.3, causal=causal, implementation="reference")
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_packed_documents_equal_the_same_documents_alone(implementation):
+    lengths, T = (20, 1, 20, 1, 7), 53
+    random = np.random.default_rng(0)
+    ends = np.cumsum(lengths)
+    segments = np.zeros((1, T), np.int32)
+    for number, (start, end) in enumerate(zip(ends - lengths, ends, strict=True), start=1):
+        segments[:, start:end] = number
+    q, grad_out = (random.normal(size=(1, T, N, H)).astype(np.float32) for _ in range(2))
+    k, v = (random.normal(size=(1, T, 2, H)).astype(np.float32) for _ in range(2))
+    slopes, grad_lse = np.linspace(0.1, 1, N, dtype=np.float32), np.zeros((1, T, N), np.float32)
+    rule = {"scale": None, "causal": True, "window": 12, "soft_cap": 0.0}
+    packed = run(
+        Inputs((q, k, v, grad_out, grad_lse), slopes, (segments, segments)),
+        implementation=implementation,
+        **rule,
+    )
+    for start, end in zip(ends - lengths, ends, strict=True):
+        arrays = tuple(x[:, start:end] for x in (q, k, v, grad_out, grad_lse))
+        alone = run(Inputs(arrays, slopes), implementation="reference", **rule)
+        for x, y in zip(packed, alone, strict=True):
+            np.testing.assert_allclose(x[:, start:end], y, rtol=1e-5, atol=1e-5)
+    for x in packed[2:]:
+        assert not np.asarray(x)[:, ends[-1] :].any(), "padding takes no part"
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_slopes_get_no_gradient(implementation):
+    q, k, v = make_inputs(CASES[6]).arrays[:3]
+
+    def loss(slopes):
+        return flash_attention(q, k, v, alibi_slopes_N=slopes, implementation=implementation).sum()
+
+    assert not jax.jit(jax.grad(loss))(jnp.full(N, 0.5)).any()
+
+
+def make_rule(causal: bool, window: int) -> Rule:
+    return Rule(scale=1.0, causal=causal, window=window, soft_cap=0.0)
+
+
+@pytest.mark.parametrize(("causal", "window"), [(True, 0), (True, 3), (False, 0)])
+def test_no_visible_key_lies_outside_the_tiles_visited(causal, window):
+    rule, t, s, I, J = make_rule(causal, window), 4, 4, 5, 6  # I tiles of t queries, J of s keys
+    ranges = jax.jit(partial(xla_chunked.tile_ranges, rule=rule))
+    random = np.random.default_rng(0)
+    skipped = 0
+    for _ in range(50):
+        q_positions, q_segments = np.sort(random.integers(0, 40, (2, 3, I * t), np.int32))
+        kv_positions, kv_segments = np.sort(random.integers(0, 40, (2, 3, J * s), np.int32))
+        random.shuffle(kv_positions, axis=1)  # slots in no order
+        q_segments, kv_segments = q_segments // 8, kv_segments // 8  # 0 to 4
+        places = Places(*map(jnp.asarray, (q_positions, kv_positions, q_segments, kv_segments)))
+        seen = np.asarray(visible(rule, places)).reshape(3, I, t, J, s).any(axis=(0, 2, 4))
+        tiles = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(3, -1, t), 1, 0), places)
+        first, last = map(np.asarray, ranges(tiles))
+        visited = (np.arange(J) >= first[:, None]) & (np.arange(J) < last[:, None])
+        assert not (seen & ~visited).any()
+        skipped += (~visited).sum()
+    assert skipped > 0
+
+
+def test_tiles_that_nobody_sees_are_skipped():
+    rows, t = 32, 8
+    row = jnp.arange(rows, dtype=jnp.int32).reshape(4, 1, t)
+
+    def visits(rule: Rule, segments: list[int] | None = None) -> list[tuple[int, int]]:
+        tiles = None if segments is None else jnp.repeat(jnp.array(segments), t).reshape(4, 1, t)
+        first, last = xla_chunked.tile_ranges(Places(row, row, tiles, tiles), rule)
+        return list(zip(first.tolist(), last.tolist(), strict=True))
+
+    full, causal, window = make_rule(False, 0), make_rule(True, 0), make_rule(True, 9)
+    assert visits(full) == [(0, 4)] * 4
+    assert visits(causal) == [(0, 1), (0, 2), (0, 3), (0, 4)]
+    assert visits(window) == [(0, 1), (0, 2), (1, 3), (2, 4)]  # row 16 sees rows 8 to 16
+    assert visits(causal, [1, 2, 2, 0]) == [(0, 1), (1, 2), (1, 3), (0, 0)]
+    assert visits(full, [1, 2, 2, 0]) == [(0, 1), (1, 3), (1, 3), (0, 0)]
+
+
+def temporary_bytes(function: Callable, *arguments: jax.ShapeDtypeStruct) -> int:
+    """What XLA sets aside beside inputs and outputs."""
+    memory = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
+
+
+def gradient_memory(T: int, implementation: str) -> int:
+
+    def loss(q, k, v):
+        return flash_attention(q, k, v, implementation=implementation).sum()
+
+    q, k = (jax.ShapeDtypeStruct((1, T, heads, 16), jnp.float32) for heads in (2, 1))
+    return temporary_bytes(jax.grad(loss, (0, 1, 2)), q, k, k)
+
+
+def test_memory_of_tiles_grows_linearly_with_length():
+    small, middle, large = (gradient_memory(T, "xla_chunked") for T in (1024, 2048, 4096))
+    assert middle < 2.2 * small
+    assert large < 2.2 * middle
+    assert gradient_memory(4096, "reference") > 10 * large
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_multi_query_attention_never_repeats_keys(implementation):
+    N, S, H = 16, 4096, 64
+    q, k = (jax.ShapeDtypeStruct((1, n, h, H), jnp.float32) for n, h in ((1, N), (S, 1)))
+    attend = partial(flash_attention, implementation=implementation)
+    repeated = N * S * H * 4
+    assert temporary_bytes(attend, q, k, k) < repeated / 4
+
+
+def test_saving_the_named_results_spares_a_second_forward():
+    names = ("attention_out", "attention_lse")
+    q = jnp.ones((1, 8, 1, 4))
+    attend = partial(flash_attention, implementation="xla_chunked")
+
+    def loops(policy) -> int:
+        remat = jax.checkpoint(lambda q: attend(q, q, q).sum(), policy=policy)
+        return str(jax.make_jaxpr(jax.grad(remat))(q)).count(" while[")
+
+    policies = jax.checkpoint_policies
+    assert loops(policies.nothing_saveable) == 3  # forward, forward again, backward
+    assert loops(policies.save_only_these_names(*names)) == 2
+
+
+@pytest.mark.multidevice
+def test_sharded_over_batch_and_heads_it_needs_no_gathering():
+    script = Path(__file__).with_name("attend_on_a_mesh.py")
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "xla_chunked ok\nreference ok\n"
+
+
+def test_the_choice_follows_platform_and_number_of_queries():
+    assert [choose("cpu", T).name for T in (1, 32, 33)] == ["reference"] * 2 + ["xla_chunked"]
+    assert [choose("gpu", T).name for T in (1, 2)] == ["reference", "xla_chunked"]
+    assert choose("tpu", 4096) == (
+        "xla_chunked",
+        "memory linear in length; no fused kernel for tpu yet",
+    )
+
+
+@pytest.mark.parametrize(
+    ("T", "implementation", "loops"),
+    [(1, "auto", False), (64, "auto", True), (1, "xla_chunked", True), (64, "reference", False)],
+)
+def test_a_named_implementation_is_never_replaced(T, implementation, loops):
+    q = jnp.ones((1, T, 1, 4))
+    attend = partial(flash_attention, implementation=implementation)
+    assert ("while[" in str(jax.make_jaxpr(attend)(q, q, q))) == loops
+
+
+def array(*shape: int, dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+whole = partial(array, dtype=jnp.int32)
+Q, KV = array(2, 7, 6, 8), array(2, 9, 3, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q_BTNH": array(2, 7, 6)}, r"q_BTNH has shape \(2, 7, 6\); it must have 4 axes"),
+        ({"q_BTNH": array(2, 0, 6, 8)}, r"q_BTNH has shape .*none empty"),
+        ({"k_BSKH": array(3, 9, 3, 8)}, r"k_BSKH has shape .* must be \(2, 9, 3, 8\)"),
+        ({"k_BSKH": array(2, 9, 3, 4)}, r"k_BSKH has shape .* must be \(2, 9, 3, 8\)"),
+        ({"v_BSKH": array(2, 8, 3, 8)}, r"v_BSKH has shape .* must be \(2, 9, 3, 8\)"),
+        ({"q_BTNH": array(2, 7, 4, 8)}, "N=4 heads and k_BSKH K=3; N must be a multiple"),
+        ({"v_BSKH": array(2, 9, 3, 8, dtype=jnp.bfloat16)}, "float32, float32, bfloat16; .* cast"),
+        ({n: whole(2, 9, 3, 8) for n in ("q_BTNH", "k_BSKH", "v_BSKH")}, "one floating type"),
+        ({"scale": 0.0}, r"scale=0\.0 must be finite and above 0"),
+        ({"scale": float("nan")}, "scale=nan must be finite"),
+        ({"soft_cap": -1.0}, r"soft_cap=-1\.0 must be finite and 0"),
+        ({"window": -1}, "window=-1 must be 0"),
+        ({"window": 4, "causal": False}, "window=4 needs causal=True"),
+        ({"alibi_slopes_N": array(3)}, r"alibi_slopes_N has shape \(3,\); it must be \(6,\)"),
+        ({"q_segments_BT": whole(2, 7)}, "q_segments_BT is given without kv_segments_BS"),
+        ({"kv_positions_BS": whole(2, 9)}, "kv_positions_BS is given without q_positions_BT"),
+        (
+            {"q_segments_BT": whole(2, 7), "kv_segments_BS": whole(2, 7)},
+            r"kv_segments_BS has shape \(2, 7\); it must be \(2, 9\)",
+        ),
+        (
+            {"q_positions_BT": array(2, 7), "kv_positions_BS": whole(2, 9)},
+            "q_positions_BT has dtype float32; it must hold whole numbers",
+        ),
+        ({"implementation": "xla_chunkd"}, "'xla_chunkd' is unknown; did you mean 'xla_chunked'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_wrong_argument_is_told_in_one_line(changes, message):
+    arguments = {"q_BTNH": Q, "k_BSKH": KV, "v_BSKH": KV, **changes}
+    with pytest.raises(ConfigError, match=message) as caught:
+        flash_attention(**arguments)
+    assert "\n" not in str(caught.value)
