@@ -1,6 +1,7 @@
 """Reads checkpoint folders and trusts nothing: files, names, shapes, dtypes and every value are checked."""
 
 import difflib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from llm_jax.checkpoint.fingerprint import PendingFingerprints, differences, nam
 from llm_jax.checkpoint.processes import all_say, highest, is_first
 from llm_jax.checkpoint.record import TOKENIZER, DamagedError, damaged_files, read_meta
 from llm_jax.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
 
 _SHOWN = 3  # names in a one-line message
 
@@ -102,7 +105,7 @@ def _array_problem(folder: Path, name: str, saved: Mapping[str, Any]) -> str:
     try:
         actual = PendingFingerprints(_load(folder, wanted)).result()[name]
     except CheckpointError as error:
-        return str(error)
+        return str(error).removeprefix(f"{folder}: ")
     if actual != saved["fingerprint"]:
         return f"fingerprint is {actual}, {saved['fingerprint']} was saved"
     return ""
@@ -153,8 +156,8 @@ def _require_same_arrays(
 def _load(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Loads, and tells evidence of damage from what cannot be done now (memory, permission).
 
-    A process that meets damage leaves the others waiting inside Orbax until its barrier times out;
-    then all of them agree here, so that none goes another way.
+    A process that meets damage alone leaves the others waiting inside Orbax until its barrier times
+    out (measured: 5 minutes); then all of them agree here, so that none goes another way.
     """
     found: dict[str, jax.Array] = {}
     failure: Exception | None = None
@@ -163,12 +166,17 @@ def _load(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
     except Exception as error:  # whatever a storage library raises
         failure = error
     whole, unreadable, damaged = 0, 1, 2
-    verdict = whole
+    mine, reason = whole, "another process found it, see its log"
     if failure:
-        evidence = any(word in str(failure) for word in ("DATA_LOSS", "CRC", "checksum", "orrupt"))
-        verdict = damaged if evidence else unreadable
-    verdict = highest(verdict)
-    reason = brief(failure) if failure else "another process says so"
+        # tensorstore's word for contents that fail their checksum
+        mine = (
+            damaged if any("DATA_LOSS" in str(error) for error in _chain(failure)) else unreadable
+        )
+    verdict = highest(mine)
+    if failure and mine == verdict:
+        reason = brief(failure)
+        if not is_first():
+            _log.error("%s: %s", folder, reason)
     if verdict == damaged:
         raise DamagedError(f"{folder}: array data is damaged: {reason}") from failure
     if verdict == unreadable:
@@ -180,9 +188,18 @@ def _load(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str,
 
 
 def brief(error: BaseException) -> str:
-    """An exception in one line of bearable length; storage libraries write paragraphs."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    """The first cause of an exception in one line of bearable length; storage libraries write pages."""
+    cause = _chain(error)[-1]
+    text = " ".join(f"{type(cause).__name__}: {cause}".split())
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception, what it was raised from, and so on."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    return chain
 
 
 def _shown(names: list[str]) -> str:

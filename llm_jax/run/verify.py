@@ -6,8 +6,10 @@ recorded. 3. Every array, loaded one by one, has the fingerprint recorded.
 Exit status 0 if all is well, 2 if anything is not; then the bad items are named.
 """
 
+import logging
 import os
 import sys
+import warnings
 
 from llm_jax.errors import CheckpointError
 from llm_jax.run import cli
@@ -15,7 +17,9 @@ from llm_jax.run import cli
 
 def main(argv: list[str]) -> None:
     """Runs the command. Raises CheckpointError naming the first bad item."""
-    parser = cli.Parser(prog="llm-jax verify", description="check that the files of a model are what was saved")
+    parser = cli.Parser(
+        prog="llm-jax verify", description="check that the files of a model are what was saved"
+    )
     parser.add_argument(
         "model", help="a run folder, one of its checkpoints, or an imported model folder"
     )
@@ -29,12 +33,22 @@ def main(argv: list[str]) -> None:
         "JAX_PLATFORMS", "cpu"
     )  # checking needs no accelerator; a running job may hold it
 
+    logging.getLogger("absl").setLevel(
+        logging.CRITICAL
+    )  # orbax tells every damage again, over pages
+    # and leaves work undone when it meets some
+    warnings.filterwarnings(
+        "ignore", message="coroutine .* was never awaited", category=RuntimeWarning
+    )
+
     from llm_jax.checkpoint import find_checkpoint, inspect, numbered_folders
 
     newest = find_checkpoint(arguments.model, arguments.step)
     checkpoints = [newest]
     if arguments.all:
-        checkpoints = [newest.parent / str(step) for step in numbered_folders(newest.parent)] or [newest]
+        checkpoints = [newest.parent / str(step) for step in numbered_folders(newest.parent)] or [
+            newest
+        ]
     bad: list[str] = []
     for checkpoint in checkpoints:
         count = 0
