@@ -1,1 +1,16 @@
-"""."""
+"""Text -> packed batches. No jax here, so worker processes start fast.
+
+documents      a document, and the account of records that could not become one
+sources        which files hold documents, in which format
+text_files     plain text, JSON lines, the sample texts
+record_files   Parquet, ArrayRecord, TFDS
+package_docs   English prose from the installed packages
+prepare        the stage: documents -> token shards on disk
+shard_writer   prepared data, written whole or not at all
+shards         prepared data, read
+packing        which pieces of documents make a row
+permutation    a seeded shuffle that is never stored
+mixture        the plan: row k of the run as a pure function of k
+loader         batches read ahead, for one process of many
+batch          what data/ hands to train/
+"""

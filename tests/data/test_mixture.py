@@ -53,8 +53,8 @@ def test_an_epoch_holds_every_pair_of_every_document_exactly_once(prepared, pack
     pairs = Counter()
     for index in range(split.num_documents):
         pairs.update(itertools.pairwise(split.document(index).tolist()))
+    rows = plan.epoch_rows["a"]
     for epoch in range(2):
-        rows = plan.epoch_rows["a"]
         batch = plan.rows(np.arange(epoch * rows, (epoch + 1) * rows))
         real = batch.loss_mask_BT > 0
         found = Counter(
