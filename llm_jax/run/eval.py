@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -61,7 +62,8 @@ def main(argv: list[str]) -> None:
         text = {"text": arguments.text}
 
     console = Console()
-    console.print(make_table(result, baselines))
+    for table in make_tables(result, baselines):
+        console.print(table)
     report = {
         "model": model.path,
         "step": model.step,
@@ -205,36 +207,36 @@ def up_to(texts: Iterable[str], limit: int) -> Iterator[str]:
         limit -= len(text)
 
 
-def make_table(result: "EvalResult", baselines: dict[str, dict[str, float]]) -> Table:
-    """One row per source and one for all."""
-    table = Table(title="held-out text", title_justify="left")
-    table.add_column("source")
-    for name in ("documents", "tokens", "bytes", "characters", "nats/token", "PPL"):
-        table.add_column(name, justify="right")
-    table.add_column("bits/byte", justify="right")
-    table.add_column("bits/character", justify="right")
+def make_tables(result: "EvalResult", baselines: dict[str, dict[str, float]]) -> list[Table]:
+    """What was measured and per token; and per character, which other tokenizers may be compared with."""
     extra = list(dict.fromkeys(name for found in baselines.values() for name in found))
-    for name in extra:
-        table.add_column(name.replace("_", " "), justify="right")
+    per_token = _table("documents", "tokens", "bytes", "characters", "nats/token", "PPL")
+    per_character = _table("bits/byte", "bits/char", "95 % interval", *extra)
     for source, score in {**result.sources, "total": result.total}.items():
-        low, high = score.bits_per_character_interval
-        interval = f" [{low:.3f}, {high:.3f}]" if math.isfinite(low) else ""
         counts = (score.documents, score.tokens, score.bytes, score.characters)
-        table.add_row(
+        low, high = score.bits_per_character_interval
+        per_token.add_row(
             source,
             *(f"{count:,}" for count in counts),
             f"{score.nats_per_token:.4f}",
             f"{score.perplexity:,.2f}",
-            f"{score.bits_per_byte:.4f}",
-            f"{score.bits_per_character:.4f}{interval}",
-            *(_shown(baselines.get(source, {}).get(name)) for name in extra),
-            end_section=source == list(result.sources)[-1],
         )
+        per_character.add_row(
+            source,
+            f"{score.bits_per_byte:.4f}",
+            f"{score.bits_per_character:.4f}",
+            f"{low:.3f} - {high:.3f}" if math.isfinite(low) else "one document",
+            *(f"{baselines[source][n]:.4f}" if source in baselines else "" for n in extra),
+        )
+    return [per_token, per_character]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("source", no_wrap=True)
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     return table
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def beside(checkpoint: Path) -> Path:
