@@ -82,12 +82,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def partition_spec(
-    axes: Sequence[str | None], shape: Sequence[int], mesh: Any, what: str = "array"
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Any, what: str = ""
 ) -> PartitionSpec:
     """The PartitionSpec of an array whose axes have these logical names.
 
     `kv_heads` alone may be fewer than its mesh axis (multi-query attention under tensor parallelism):
     it is then replicated, every shard holding the heads its queries need.
+
+    Args:
+      axes: logical name of each axis; None is never split.
+      shape: size of each axis.
+      mesh: anything with the sizes of its axes under `shape`.
+      what: name of the array, for the error. Without one, an axis that does not divide is not split:
+        right for activations, whose batch may be a single prompt.
 
     Raises:
       ConfigError: a size does not divide, or two axes of one array fall on the same mesh axis.
@@ -97,11 +104,11 @@ def partition_spec(
     for name, size in zip(axes, shape, strict=True):
         mesh_axes = tuple(a for a in RULES[name] if mesh.shape[a] > 1) if name else ()
         parts = math.prod(mesh.shape[a] for a in mesh_axes)
-        if size % parts and name == "kv_heads" and parts % size == 0:
+        if size % parts:
+            if what and not (name == "kv_heads" and parts % size == 0):
+                held = " x ".join(f"mesh.{a}={mesh.shape[a]}" for a in mesh_axes)
+                raise ConfigError(f"{what}: {name}={size} must be a multiple of {held}")
             mesh_axes = ()
-        elif size % parts:
-            held = " x ".join(f"mesh.{a}={mesh.shape[a]}" for a in mesh_axes)
-            raise ConfigError(f"{what}: {name}={size} must be a multiple of {held}")
         for axis in mesh_axes:
             if axis in used:
                 raise ConfigError(
@@ -131,7 +138,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     """Sharding of [B, T] arrays: rows over data and fsdp."""
     return NamedSharding(
-        mesh, partition_spec(("batch", "time"), (batch_size, 1), mesh, "train.batch_size")
+        mesh, partition_spec(("batch", "time"), (batch_size, 1), mesh, "step.batch_size")
     )
 
 
@@ -165,4 +172,4 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh, "activation"))
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))

@@ -8,7 +8,14 @@ from llm_jax.data.batch import Batch
 from llm_jax.model import ModelConfig
 
 LLAMA = ModelConfig(
-    vocab_size=64, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48, max_seq_len=64
+    vocab_size=64,
+    embed_dim=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=48,
+    max_seq_len=64,
 )
 # every switch away from LLAMA's at least once
 BLOOM = dataclasses.replace(
@@ -19,7 +26,9 @@ NEOX = dataclasses.replace(
     LLAMA, residual="parallel_two_norms", norm="layer_no_bias", rope_fraction=0.25, mlp="plain",
     activation="gelu", attention_bias="qkv", num_kv_heads=4,
 )  # fmt: skip
-GPTJ = dataclasses.replace(LLAMA, residual="parallel_one_norm", rope_pairing="interleaved", activation="relu_squared")
+GPTJ = dataclasses.replace(
+    LLAMA, residual="parallel_one_norm", rope_pairing="interleaved", activation="relu_squared"
+)
 GPT2 = dataclasses.replace(LLAMA, position="learned", activation="relu", mlp_bias=True)
 FAMILIES = {"llama": LLAMA, "bloom": BLOOM, "neox": NEOX, "gptj": GPTJ, "gpt2": GPT2}
 

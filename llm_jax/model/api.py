@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from llm_jax.errors import ConfigError
 from llm_jax.model.cache import KVCache
 from llm_jax.model.config import ModelConfig
+from llm_jax.model.layers import Named
 from llm_jax.model.transformer import Transformer
 
 Params = dict[str, Any]  # nested dict of arrays; names are a file format
@@ -57,7 +58,7 @@ def forward(
 def logical_axes(config: ModelConfig) -> dict[str, Any]:
     """The tree of parameters with, in place of each array, the tuple of its logical axis names."""
     boxed = jax.eval_shape(lambda: _init_boxed(config, jax.random.key(0)))
-    is_box = lambda leaf: isinstance(leaf, nn.meta.AxisMetadata)  # noqa: E731
+    is_box = lambda leaf: isinstance(leaf, Named)  # noqa: E731
     return jax.tree.map(lambda box: box.names, boxed, is_leaf=is_box)
 
 

@@ -1,11 +1,12 @@
 """Norms, linear maps, MLP, embedding. Every parameter is declared with shape, axes and initialiser on one line."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from llm_jax.model.config import ModelConfig
 from llm_jax.sharding import constrain
@@ -20,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
-EMBEDDING_INIT = nn.initializers.normal(0.02)  # GPT-2's; logits of a tied head start near 0
+EMBEDDING_INIT = nn.initializers.normal(0.02)  # GPT-2's, for the head too: the first loss is then near ln V
 
 
 def fan_in(scale: float, in_axes: Sequence[int], out_axes: Sequence[int]) -> Initializer:
@@ -35,12 +36,39 @@ def residual_scale(config: ModelConfig) -> float:
     return 1.0 / (2 * config.num_layers)
 
 
+@struct.dataclass
+class Named(nn.meta.AxisMetadata[jax.Array]):
+    """A parameter with the names of its axes. Flax's own boxes also constrain the sharding, by mesh
+    axes; here names are only names, and `llm_jax.sharding` alone says what they mean.
+    """
+
+    value: jax.Array
+    names: tuple[str, ...] = struct.field(pytree_node=False)
+
+    def unbox(self) -> jax.Array:
+        """The bare array."""
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Named":
+        """The same names around another array."""
+        return Named(val, self.names)
+
+    def add_axis(self, index: int, params: Mapping[Any, Any]) -> "Named":
+        """Called by `nn.scan`: the stacked layers are a new axis."""
+        name = params[nn.meta.PARTITION_NAME]
+        return Named(self.value, (*self.names[:index], name, *self.names[index:]))
+
+    def remove_axis(self, index: int, params: Mapping[Any, Any]) -> "Named":
+        """Called by `nn.scan` on the way into one layer."""
+        return Named(self.value, (*self.names[:index], *self.names[index + 1 :]))
+
+
 def declare(
     module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str], init: Initializer
 ) -> jax.Array:
     """Declares a parameter with its logical axes and returns it in the dtype of the computation."""
     config = cast(Any, module).config
-    boxed = nn.with_partitioning(init, tuple(axes))
+    boxed = lambda *arguments: Named(init(*arguments), tuple(axes))  # noqa: E731
     value = module.param(name, boxed, tuple(shape), jnp.dtype(config.param_dtype))
     return cast(jax.Array, value).astype(config.dtype)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from llm_jax.model.attention import Attention, Context
 from llm_jax.model.cache import KVCache
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.layers import EMBEDDING_INIT, Mlp, Norm, declare, fan_in
+from llm_jax.model.layers import EMBEDDING_INIT, Mlp, Norm, declare
 from llm_jax.model.positions import rope_tables
 from llm_jax.sharding import constrain
 
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
         if config.tied_embeddings:
             head_DV = embedding_VD.T
         else:
-            head_DV = declare(self, "head", (D, V), ("embed", "vocab"), fan_in(1.0, (0,), (1,)))
+            head_DV = declare(self, "head", (D, V), ("embed", "vocab"), EMBEDDING_INIT)
         logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
         return constrain(logits_BTV, "batch", "time", "vocab"), cache
 

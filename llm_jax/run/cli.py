@@ -46,9 +46,9 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Runs a command's `main` on `argv` and returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # orbax and absl log every save at INFO; our own lines say what matters
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    # libraries speak up from WARNING on (jax and orbax log every look-up and save at INFO), we from INFO
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("llm_jax").setLevel(logging.INFO)
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:

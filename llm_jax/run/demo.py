@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
     specs = [word for spec in sources for word in ("--input", spec)]
     vocabulary = str(config.model.vocab_size)
     stage("1  tokenizer", tokenizer_command.main, "train", *specs, "--output", str(root / "tokenizer"),
-          "--vocab-size", vocabulary)  # fmt: skip
+          "--vocab-size", vocabulary, "--character-coverage", "0.9999")  # fmt: skip
     specs = [word for spec in sources for word in ("--source", spec)]
     stage("2  token shards", data_command.main, "prepare", *specs, "--tokenizer", str(root / "tokenizer"),
           "--output", str(root / "data"), "--holdout-fraction", "0.03")  # fmt: skip

@@ -318,10 +318,7 @@ def summary(parts: Parts, mesh: Mesh, start: int) -> str:
     tokens = step.batch_size * parts.plan.seq_len
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     name, reason = attention_choice(model, parts.plan.seq_len)
-    shares = ", ".join(
-        f"{n} {share:.0%}"
-        for n, share in zip(parts.plan.source_names, parts.plan.shares, strict=True)
-    )
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in parts.plan.shares.items())
     return "\n".join(
         [
             f"model      {count_params(model):,} parameters, {model.num_layers} layers, position {model.position}, {model.dtype}",
