@@ -127,7 +127,7 @@ def progress_bar() -> Iterator[Any]:
 def counts_table(prepared: shards.Prepared) -> Table:
     """A table of documents, tokens and text per source and split."""
     table = Table("source", "split", box=None, pad_edge=False, header_style="bold")
-    for column in ("documents", "tokens", "MB", "characters", "characters/token"):
+    for column in ("documents", "tokens", "MB", "characters", "chars/token"):
         table.add_column(column, justify="right")
     for source, splits in prepared.sources.items():
         for name, split in splits.items():

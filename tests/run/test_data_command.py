@@ -38,7 +38,7 @@ def test_prepare_then_inspect(capsys, tmp_path, tokenizer, text):
     words = ("prepare", "--tokenizer", tokenizer, "--output", output, "--source", f"x={text}")
     status, out, _ = llm_jax_data(capsys, *words, "--holdout-fraction", "0.1")
     assert status == 0
-    assert "characters/token" in out
+    assert "chars/token" in out
     split = open_prepared(output).sources["x"]["train"]
     assert f"{split.num_tokens:,}" in out
 
