@@ -49,11 +49,9 @@ class CharacterTrigram:
         self._alphabet = np.unique(codes)
         self._size = len(self._alphabet) + 2  # and one for unseen, one for before the start
         a, b, c = self._contexts(codes, first)
-        self._orders = [
-            _Counts(np.zeros_like(c), c, self._size),
-            _Counts(b, c, self._size),
-            _Counts(a * self._size + b, c, self._size),
-        ]
+        # one sort of all occurrences; the lower orders are sums over it
+        keys, n = np.unique((a * self._size + b) * self._size + c, return_counts=True)
+        self._orders = [_Counts(keys % self._size**order, n, self._size) for order in (1, 2, 3)]
 
     def bits_per_character(self, texts: Iterable[str]) -> float:
         """Mean -log2 P over all characters of the texts."""
@@ -91,9 +89,11 @@ class CharacterTrigram:
 class _Counts:
     """n and t of the contexts of one order, looked up for many contexts at once."""
 
-    def __init__(self, context: np.ndarray, c: np.ndarray, size: int) -> None:
+    def __init__(self, keys: np.ndarray, n: np.ndarray, size: int) -> None:
+        """`keys` are context * size + character; equal ones add up."""
         self._size = size
-        self._pairs, self._n = np.unique(context * size + c, return_counts=True)
+        self._pairs, inverse = np.unique(keys, return_inverse=True)
+        self._n = np.bincount(inverse, weights=n).astype(np.int64)  # exact below 2^53
         owners = self._pairs // size
         self._contexts, begins, self._t = np.unique(owners, return_index=True, return_counts=True)
         self._totals = np.add.reduceat(self._n, begins) if len(begins) else self._n
