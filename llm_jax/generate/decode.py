@@ -25,6 +25,7 @@ from llm_jax.errors import ConfigError
 from llm_jax.generate.sampling import SamplingConfig, row_keys, sample
 from llm_jax.generate.text_stream import TextStream
 from llm_jax.model import KVCache, ModelConfig, Params, forward, init_cache
+from llm_jax.sharding import constrain
 from llm_jax.tokenizer.base import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,8 @@ def _draw(
     tokens_BT = np.zeros((B, T), np.int32)
     for row, ids in enumerate(prompts):
         tokens_BT[row, : len(ids) - 1] = ids[:-1]
-    cache = _prefill(params, config, tokens_BT, lengths_B - 1, slots)
+    last_B = np.array([ids[-1] for ids in prompts], np.int32)
+    ids_B, cache = _prefill(params, config, tokens_BT, (lengths_B - 1, last_B), slots)
 
     rows_B = first_row + np.arange(B, dtype=np.int32)
     settings = (
@@ -205,7 +207,6 @@ def _draw(
         np.float32(sampling.top_p),
         np.int32(num_ids),
     )
-    ids_B: jax.Array = jnp.array([ids[-1] for ids in prompts], jnp.int32)
     waiting: jax.Array | None = None
     for step in range(sampling.max_new_tokens):
         turn = (lengths_B - 1 + step, rows_B, np.int32(step))
@@ -218,18 +219,38 @@ def _draw(
 
 @functools.partial(jax.jit, static_argnums=(1, 4))
 def _prefill(
-    params: Params, config: ModelConfig, tokens_BT: jax.Array, lengths_B: jax.Array, slots: int
-) -> KVCache:
-    """A cache of `slots` slots with the first `lengths_B` ids of every row in it."""
+    params: Params,
+    config: ModelConfig,
+    tokens_BT: jax.Array,
+    row_B: tuple[jax.Array, jax.Array],
+    slots: int,
+) -> tuple[jax.Array, KVCache]:
+    """The ids to feed first, and a cache of `slots` slots with all ids before them.
+
+    `row_B` is, for every row, how many of its tokens are no padding, and its last id.
+    """
+    lengths_B, last_B = row_B
     B, T = tokens_BT.shape
     cache = init_cache(config, B, slots)
-    if not T:
-        return cache
-    positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None, :], (B, T))
-    segments_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
-    _, filled = forward(params, config, tokens_BT, positions_BT, segments_BT, cache)
-    assert filled is not None, "forward returns the cache it was given"
-    return filled
+    if T:
+        positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None, :], (B, T))
+        segments_BT = (positions_BT < lengths_B[:, None]).astype(jnp.int32)
+        _, filled = forward(params, config, tokens_BT, positions_BT, segments_BT, cache)
+        assert filled is not None, "forward returns the cache it was given"
+        cache = filled
+    return _placed(last_B, cache)
+
+
+def _placed(ids_B: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    """States where a step's results live on a mesh: else the first step would be compiled apart."""
+    axes = ("layers", "batch", "time", "kv_heads", "head_dim")
+    return constrain(ids_B, None), KVCache(
+        k_LBSKH=constrain(cache.k_LBSKH, *axes),
+        v_LBSKH=constrain(cache.v_LBSKH, *axes),
+        positions_BS=constrain(cache.positions_BS, "batch", "time"),
+        segments_BS=constrain(cache.segments_BS, "batch", "time"),
+        used=constrain(cache.used),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1, donate_argnums=2)
@@ -250,4 +271,5 @@ def _step(
     )
     assert filled is not None, "forward returns the cache it was given"
     keys_B = row_keys(seed, rows_B, step)
-    return sample(keys_B, logits_B1V[:, 0], temperature, top_k, top_p, num_ids), filled
+    ids_B = sample(keys_B, logits_B1V[:, 0], temperature, top_k, top_p, num_ids)
+    return _placed(ids_B, filled)
