@@ -27,16 +27,31 @@ class Whole:
 
 
 def test_overrides_reach_every_depth_and_keep_types():
-    words = ["--steps", "20", "--rate=3e-4", "--loud", "true", "--part.name", "b", "--parts.1.weight=5"]
+    words = [
+        "--steps",
+        "20",
+        "--rate=3e-4",
+        "--loud",
+        "true",
+        "--part.name",
+        "b",
+        "--parts.1.weight=5",
+    ]
     changed = config.override(Whole(), words)
     assert changed == Whole(
-        steps=20, rate=3e-4, loud=True, part=Part(name="b"), parts=(Part(name="x"), Part(name="y", weight=5.0))
+        steps=20,
+        rate=3e-4,
+        loud=True,
+        part=Part(name="b"),
+        parts=(Part(name="x"), Part(name="y", weight=5.0)),
     )
 
 
 def test_underscores_and_dashes_name_the_same_field():
     model = tiny()
-    assert config.override(model, ["--num-layers", "8"]) == config.override(model, ["--num_layers", "8"])
+    assert config.override(model, ["--num-layers", "8"]) == config.override(
+        model, ["--num_layers", "8"]
+    )
 
 
 def test_a_whole_list_can_be_given_as_json():
@@ -53,7 +68,9 @@ def test_saved_config_loads_back_equal(tmp_path):
 
 def test_python_file_is_a_config_and_its_errors_name_the_line(tmp_path):
     good = tmp_path / "good.py"
-    good.write_text("from llm_jax.model import RopeScaling\ndef config():\n    return RopeScaling(kind='linear')\n")
+    good.write_text(
+        "from llm_jax.model import RopeScaling\ndef config():\n    return RopeScaling(kind='linear')\n"
+    )
     assert config.load(good, RopeScaling, ["--factor", "2"]).factor == 2.0
     bad = tmp_path / "bad.py"
     bad.write_text("def config():\n    return 1 / 0\n")
@@ -114,7 +131,10 @@ def test_a_config_of_another_kind_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": 5, "num_kv_heads": 2}, "model.num_heads=5 must be a multiple of model.num_kv_heads=2"),
+        (
+            {"num_heads": 5, "num_kv_heads": 2},
+            "model.num_heads=5 must be a multiple of model.num_kv_heads=2",
+        ),
         ({"num_layers": 0}, "model.num_layers=0 must be at least 1"),
         ({"rope_fraction": 1.5}, "model.rope_fraction=1.5 must be above 0 and at most 1"),
         ({"rope_fraction": 0.4}, "rotates 3 dimensions; the number must be even"),
@@ -129,5 +149,12 @@ def test_a_model_that_cannot_be_is_refused_with_the_rule(change, message):
 
 def tiny() -> ModelConfig:
     return ModelConfig(
-        vocab_size=64, embed_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64, max_seq_len=64
+        vocab_size=64,
+        embed_dim=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_dim=64,
+        max_seq_len=64,
     )

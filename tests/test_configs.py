@@ -20,7 +20,10 @@ from llm_jax.train import make_optimizer, make_schedule, new_state, state_shardi
 
 FOLDER = Path(__file__).parent.parent / "configs"
 PAGES = sorted(path for path in FOLDER.glob("*.py") if path.stem != "__init__")
-DEVICES = {"demo": 1, "pretrain_7b_tpu": 64}  # of the hardware the page names; otherwise one host of 8
+DEVICES = {
+    "demo": 1,
+    "pretrain_7b_tpu": 64,
+}  # of the hardware the page names; otherwise one host of 8
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
@@ -56,7 +59,13 @@ def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
     batch = Batch(ids, ids, ids, ids, jax.ShapeDtypeStruct(rows, jnp.float32))
     new, metrics = jax.eval_shape(
         lambda s, b: train_step(
-            s, b, model=config.model, config=config.step, optimizer=optimizer, schedule=schedule, clip_norm=1.0
+            s,
+            b,
+            model=config.model,
+            config=config.step,
+            optimizer=optimizer,
+            schedule=schedule,
+            clip_norm=1.0,
         ),
         state,
         batch,

@@ -89,7 +89,9 @@ def test_every_file_imports_only_what_its_layer_may():
 def test_a_planted_violation_of_each_kind_is_caught(tmp_path):
     planted = tmp_path / "llm_jax" / "data" / "planted.py"
     planted.parent.mkdir(parents=True)
-    planted.write_text("import jax\nimport optax\nfrom llm_jax.train import loop\nfrom llm_jax import run\n")
+    planted.write_text(
+        "import jax\nimport optax\nfrom llm_jax.train import loop\nfrom llm_jax import run\n"
+    )
     assert len(violations(planted)) == 4
 
 
@@ -105,8 +107,14 @@ def test_a_file_is_small_documented_and_well_named(path):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= MAX_FUNCTION_LINES, f"{node.name} is {length} lines"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
-            assert not (isinstance(node.args[0], ast.Name) and node.args[0].id == "config"), "getattr(config, ...)"
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "getattr"
+        ):
+            assert not (isinstance(node.args[0], ast.Name) and node.args[0].id == "config"), (
+                "getattr(config, ...)"
+            )
 
 
 def test_importing_llm_jax_loads_neither_jax_nor_any_extra():

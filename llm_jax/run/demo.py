@@ -9,8 +9,8 @@ through the code than theirs, and its folder can be resumed, measured and looked
 
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -37,6 +37,13 @@ CHINESE = "zh=sample:zh"
 # the Chinese sample is 60 times smaller: seen about five times, at this share of the tokens
 SHARES = (SourceWeight(name="en", weight=0.8), SourceWeight(name="zh", weight=0.2))
 PROMPTS = ("The function returns", "这是")
+COMMANDS = {
+    "tokenizer": tokenizer_command.main,
+    "data": data_command.main,
+    "pretrain": pretrain_command.main,
+    "eval": eval_command.main,
+    "generate": generate_command.main,
+}
 
 
 def demo_config(
@@ -67,76 +74,95 @@ def demo_config(
     )
 
 
+class Stage(NamedTuple):
+    """One command of the demo, as a user would type it."""
+
+    title: str
+    verb: str
+    words: list[str]
+
+
+def stages(root: Path, sources: list[str], config: PretrainConfig) -> list[Stage]:
+    """The five commands, from raw text to generated text, all inside the folder `root`."""
+    tokenizer, prepared, run = str(root / "tokenizer"), config.data.prepared, config.run
+    size = str(config.model.vocab_size)
+    specs = [word for source in sources for word in ("--source", source)]
+    prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    # coverage: the Chinese sample is a small part of all text, and its rarer characters would be bytes
+    train = [
+        "train",
+        "--input",
+        *sources,
+        "--output",
+        tokenizer,
+        "--vocab-size",
+        size,
+        "--character-coverage",
+        "0.9999",
+    ]
+    prepare = [
+        "prepare",
+        *specs,
+        "--tokenizer",
+        tokenizer,
+        "--output",
+        prepared,
+        "--holdout-fraction",
+        "0.05",
+    ]
+    return [
+        Stage("1  train a tokenizer", "tokenizer", train),
+        Stage("2  prepare token shards", "data", prepare),
+        Stage("3  pretrain", "pretrain", [str(root / "pretrain.json")]),
+        Stage("4  measure held-out text", "eval", [run, "--data", prepared, "--baselines"]),
+        Stage(
+            "5  generate",
+            "generate",
+            [run, *prompts, "--max-new-tokens", "60", "--temperature", "0.7"],
+        ),
+    ]
+
+
 def main(argv: list[str]) -> None:
     """The command."""
     parser = cli.Parser(
-        prog="llm-jax demo", description=__doc__.partition("\n")[0] if __doc__ else ""
+        prog="llm-jax demo", description="Raw text to a trained, measured, generating model."
     )
     parser.add_argument(
-        "--text", action="append", default=[], metavar="PATH", help="your own text instead"
+        "--text",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="your own text instead (repeatable)",
     )
     parser.add_argument(
         "--run", default="runs/demo", help="folder for everything (default: runs/demo)"
     )
-    parser.add_argument("--steps", type=int, default=0, help="training steps (default: 400)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
     options = parser.parse_args(argv)
-    console = Console()
     root = Path(options.run)
-    if (root / "tokenizer").exists():
+    if root.exists() and any(root.iterdir()):
         raise ConfigError(
-            f"--run {options.run} holds a demo already; choose another folder, or remove it"
+            f"--run {options.run}: the folder is not empty; choose another one, or remove it"
         )
-    sources = options.text or [ENGLISH, CHINESE]
     config = demo_config(str(root / "data"), str(root / "run"), () if options.text else SHARES)
-    if options.steps:
-        config = config_files.override(config, ["--train.steps", str(options.steps)])
-    begin = time.monotonic()
+    config = config_files.override(config, ["--train.steps", str(options.steps)])
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "pretrain.json").write_text(config_files.dumps(config), encoding="utf-8")
 
-    def stage(title: str, command: Callable[[list[str]], None], *words: str) -> None:
-        name = command.__module__.rpartition(".")[2]
-        console.rule(f"{title}  ({time.monotonic() - begin:.0f} s)")
-        console.print(
-            f"$ llm-jax {name} {shlex.join(words)}",
-            style="dim",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        command(list(words))
-
-    specs = [word for spec in sources for word in ("--input", spec)]
-    vocabulary = str(config.model.vocab_size)
-    stage("1  tokenizer", tokenizer_command.main, "train", *specs, "--output", str(root / "tokenizer"),
-          "--vocab-size", vocabulary, "--character-coverage", "0.9999")  # fmt: skip
-    specs = [word for spec in sources for word in ("--source", spec)]
-    stage("2  token shards", data_command.main, "prepare", *specs, "--tokenizer", str(root / "tokenizer"),
-          "--output", str(root / "data"), "--holdout-fraction", "0.03")  # fmt: skip
-    page = root / "pretrain.json"
-    page.write_text(config_files.dumps(config), encoding="utf-8")
-    stage("3  pretraining", pretrain_command.main, str(page))
-    run = str(root / "run")
-    stage("4  held-out text", eval_command.main, run, "--data", str(root / "data"), "--baselines")
-    prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    stage(
-        "5  generation",
-        generate_command.main,
-        run,
-        *prompts,
-        "--max-new-tokens",
-        "60",
-        "--temperature",
-        "0.7",
-    )
-    console.rule(f"done in {time.monotonic() - begin:.0f} s")
-    console.print(
-        f"run folder   {run}  (metrics.jsonl, samples/, checkpoints/)",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(f"numbers      {run}/eval.json", highlight=False, soft_wrap=True)
-    console.print(
-        f"go on        llm-jax generate {run} --prompt '从前'", highlight=False, soft_wrap=True
-    )
+    console, begin = Console(), time.monotonic()
+    for stage in stages(root, options.text or [ENGLISH, CHINESE], config):
+        console.rule(f"[bold]{stage.title}[/]  ({time.monotonic() - begin:.0f} s)")
+        typed = f"$ llm-jax {stage.verb} {shlex.join(stage.words)}"
+        console.print(typed, style="dim", highlight=False, markup=False, soft_wrap=True)
+        COMMANDS[stage.verb](stage.words)
+    console.rule(f"[bold]done[/] in {time.monotonic() - begin:.0f} s")
+    for line in (
+        f"run folder  {config.run}   (config.json, metrics.jsonl, samples/, checkpoints/, tokenizer/)",
+        f"numbers     {config.run}/eval.json",
+        f"go on with  llm-jax generate {config.run} --prompt '从前'",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

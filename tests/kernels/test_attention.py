@@ -189,9 +189,9 @@ def test_bfloat16_tiles_are_as_exact_as_dense_bfloat16():
 
 def test_plain_attention_is_that_of_jax_nn():
     q, k, v = make_inputs(CASES[6]).arrays[:3]
-    for causal in (True, False):
-        expected = jax.nn.dot_product_attention(q, k, v, is_causal=causal, scale=0.3)
-        found = flash_attention(q, k, v, scale=0.3, causal=causal, implementation="reference")
+    for causal, scale in ((True, 0.3), (False, None)):
+        expected = jax.nn.dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+        found = flash_attention(q, k, v, scale=scale, causal=causal, implementation="reference")
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -30,7 +30,10 @@ def logits(params: dict, config: ModelConfig, tokens: list[int]) -> np.ndarray:
 
 def attention(x, p, config):
     T, H, group = len(x), config.head_dim, config.num_heads // config.num_kv_heads
-    q, k, v = (np.einsum("td,dnh->tnh", x, p[n]) + p.get(f"{n}_bias", 0.0) for n in ("query", "key", "value"))
+    q, k, v = (
+        np.einsum("td,dnh->tnh", x, p[n]) + p.get(f"{n}_bias", 0.0)
+        for n in ("query", "key", "value")
+    )
     if config.position == "rope":
         q, k = rope(q, config), rope(k, config)
     out = np.zeros_like(q)
@@ -78,7 +81,9 @@ def activation(x, config):
     return {
         "silu": lambda: x / (1 + np.exp(-x)),
         "gelu": lambda: x * 0.5 * (1 + erf(x / math.sqrt(2))),
-        "gelu_tanh": lambda: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "gelu_tanh": lambda: (
+            0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        ),
         "relu": lambda: np.maximum(x, 0),
         "relu_squared": lambda: np.maximum(x, 0) ** 2,
     }[config.activation]()
@@ -88,11 +93,16 @@ def norm(x, p, config):
     if config.norm == "rms":
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * p["scale"]
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(x.var(-1, keepdims=True) + config.norm_eps) * p["scale"] + p.get("bias", 0.0)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + config.norm_eps) * p["scale"] + p.get(
+        "bias", 0.0
+    )
 
 
 def as_float64(tree):
-    return {k: as_float64(v) if isinstance(v, dict) else np.asarray(v, np.float64) for k, v in tree.items()}
+    return {
+        k: as_float64(v) if isinstance(v, dict) else np.asarray(v, np.float64)
+        for k, v in tree.items()
+    }
 
 
 def as_layer(tree, layer):

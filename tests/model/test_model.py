@@ -31,7 +31,9 @@ def noisy_params(config, seed=0):
     params = init_params(config, jax.random.key(seed))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)]
+    noisy = [
+        leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
+    ]
     return jax.tree.unflatten(tree, noisy)
 
 
@@ -40,7 +42,9 @@ def test_packed_rows_give_each_document_the_logits_of_independent_maths(family):
     config = FAMILIES[family]
     params = noisy_params(config)
     batch = random_batch(seed=3, rows=2, length=24)
-    logits_BTV, _ = jitted_forward(params, config, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
+    logits_BTV, _ = jitted_forward(
+        params, config, batch.tokens_BT, batch.positions_BT, batch.segments_BT
+    )
     for row in range(2):
         for segment in range(1, batch.segments_BT[row].max() + 1):
             at = np.flatnonzero(batch.segments_BT[row] == segment)
@@ -59,7 +63,9 @@ def test_cached_decoding_equals_the_full_forward(family):
     cache, pieces = init_cache(config, 2, 16), []
     for start, stop in [(0, 7), (7, 8), (8, 9), (9, 12)]:
         part = np.s_[:, start:stop]
-        out, cache = jitted_forward(params, config, tokens_BT[part], positions_BT[part], ones_BT[part], cache)
+        out, cache = jitted_forward(
+            params, config, tokens_BT[part], positions_BT[part], ones_BT[part], cache
+        )
         pieces.append(out)
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full_BTV, rtol=1e-5, atol=1e-5)
 
@@ -76,7 +82,9 @@ def test_remat_and_scan_change_neither_loss_nor_gradients():
     for remat in ("dots", "full"):
         config = dataclasses.replace(LLAMA, remat=remat)
         other = jax.jit(jax.grad(loss), static_argnums=1)(params, config)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, other)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, other
+        )
 
 
 def test_bfloat16_computes_in_bfloat16_over_float32_parameters():
@@ -94,7 +102,11 @@ def test_bfloat16_computes_in_bfloat16_over_float32_parameters():
 def test_every_parameter_has_one_logical_axis_per_dimension():
     for config in FAMILIES.values():
         axes, shapes = logical_axes(config), abstract_params(config)
-        jax.tree.map(lambda leaf, names: pytest.fail(str(names)) if len(names) != leaf.ndim else None, shapes, axes)
+        jax.tree.map(
+            lambda leaf, names: pytest.fail(str(names)) if len(names) != leaf.ndim else None,
+            shapes,
+            axes,
+        )
         assert axes["layers"]["attention"]["query"] == ("layers", "embed", "heads", "head_dim")
 
 
@@ -122,14 +134,20 @@ def test_rope_scaling_stretches_long_waves_and_keeps_short_ones():
 
     def scaled(**scaling):
         scaling = RopeScaling(**scaling)
-        return rope_frequencies(dataclasses.replace(LLAMA, head_dim=64, rope_theta=500_000.0, rope_scaling=scaling))
+        return rope_frequencies(
+            dataclasses.replace(LLAMA, head_dim=64, rope_theta=500_000.0, rope_scaling=scaling)
+        )
 
     np.testing.assert_allclose(scaled(kind="linear", factor=4.0), plain / 4)
     for kind in ("llama3", "yarn"):
         other = scaled(kind=kind, factor=8.0, original_max_seq_len=8192)
         wavelength = 2 * math.pi / plain
-        np.testing.assert_allclose(other[wavelength < 8192 / 40], plain[wavelength < 8192 / 40], rtol=1e-6)
-        np.testing.assert_allclose(other[wavelength > 8192], plain[wavelength > 8192] / 8, rtol=1e-6)
+        np.testing.assert_allclose(
+            other[wavelength < 8192 / 40], plain[wavelength < 8192 / 40], rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            other[wavelength > 8192], plain[wavelength > 8192] / 8, rtol=1e-6
+        )
         assert np.all(np.diff(other) < 0)
 
 
@@ -140,16 +158,22 @@ def test_llama3_scaling_gives_the_published_blend_in_the_middle():
     from llm_jax.model.positions import _llama3
 
     frequency = np.array([2 * math.pi / 4096])
-    np.testing.assert_allclose(_llama3(frequency, config.rope_scaling), frequency * (1 / 3 + 2 / 3 / 8))
+    np.testing.assert_allclose(
+        _llama3(frequency, config.rope_scaling), frequency * (1 / 3 + 2 / 3 / 8)
+    )
 
 
 def test_wrong_shapes_are_told_before_any_maths():
     params = init_params(LLAMA, jax.random.key(0))
     tokens = np.zeros((1, 4), np.int32)
-    with pytest.raises(ConfigError, match=r"positions_BT has shape \(1, 3\); it must match tokens_BT"):
+    with pytest.raises(
+        ConfigError, match=r"positions_BT has shape \(1, 3\); it must match tokens_BT"
+    ):
         forward(params, LLAMA, tokens, tokens[:, :3], tokens)
     long = np.zeros((1, 65), np.int32)
-    with pytest.raises(ConfigError, match=r"model.max_seq_len=64 is all that learned positions know"):
+    with pytest.raises(
+        ConfigError, match=r"model.max_seq_len=64 is all that learned positions know"
+    ):
         forward(params, GPT2, long, long, long)
 
 
@@ -159,7 +183,11 @@ def test_deep_models_compile_about_as_fast_as_shallow_ones():
     def program(layers):
         config = dataclasses.replace(BLOOM, num_layers=layers)
         ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-        return jax.jit(lambda p, t: forward(p, config, t, t, t)).lower(abstract_params(config), ids).as_text()
+        return (
+            jax.jit(lambda p, t: forward(p, config, t, t, t))
+            .lower(abstract_params(config), ids)
+            .as_text()
+        )
 
     shallow, deep = program(4), program(48)
     assert deep.count("\n") == shallow.count("\n")
