@@ -65,7 +65,6 @@ def pretrain(config: PretrainConfig, console: Console, take_over: bool = False) 
         mesh=config.mesh,
         checkpoint=config.checkpoint,
         samples=config.samples,
-        data_workers=config.data.workers,
         resolved=config,
         plan=plan,
         bytes_per_token=bytes_per_token(plan, prepared),
@@ -153,4 +152,7 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main))
+    # config files import this module by its name: their PretrainConfig is not that of `__main__`
+    from llm_jax.run import pretrain as imported
+
+    raise SystemExit(cli.run(imported.main))

@@ -19,18 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
 from llm_jax import config as config_files
 from llm_jax.checkpoint.lock import RunLock
 from llm_jax.checkpoint.processes import is_first
+from llm_jax.checkpoint.record import DamagedError, read_meta
 from llm_jax.checkpoint.run_folder import append_event, write_json_atomic
 from llm_jax.checkpoint.store import CheckpointConfig, Store
 from llm_jax.data.batch import Batch
 from llm_jax.data.loader import batches
 from llm_jax.data.mixture import DataPlan
-from llm_jax.errors import CheckpointError
+from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.eval.windows import Corpus, EvalConfig
 from llm_jax.generate import SamplingConfig, generate
@@ -38,6 +41,7 @@ from llm_jax.kernels.attention import choose
 from llm_jax.model import ModelConfig, count_params, flops_per_token
 from llm_jax.sharding import MeshConfig, batch_sharding, local_rows, make_mesh, place_rows
 from llm_jax.tokenizer import Tokenizer
+from llm_jax.tokenizer.base import digest
 from llm_jax.train import (
     OptimizerConfig,
     Reporter,
@@ -91,7 +95,6 @@ class Parts:
     mesh: MeshConfig
     checkpoint: CheckpointConfig
     samples: SampleConfig
-    data_workers: int
     resolved: Any  # the whole config dataclass, saved as config.json and in every checkpoint
     plan: DataPlan
     bytes_per_token: float  # of the training mixture, for bits per byte on the live line
@@ -112,9 +115,10 @@ def train_session(parts: Parts, console: Console) -> TrainState:
         schedule=make_schedule(parts.optimizer, parts.train.steps),
         clip_norm=parts.optimizer.clip_norm,
     )
-    abstract = abstract_state(
-        parts.model, optimizer, mesh
-    )  # raises here if the model does not fit the mesh
+    # raise here, before anything is written, if the model or the windows do not fit
+    abstract = abstract_state(parts.model, optimizer, mesh)
+    evaluator = Evaluator(parts.model, parts.corpora, parts.eval, mesh) if parts.corpora else None
+    require_agreement(parts)
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(RunLock(parts.folder, parts.take_over))
         stop = stack.enter_context(StopRequest(parts.folder))
@@ -123,26 +127,69 @@ def train_session(parts: Parts, console: Console) -> TrainState:
         )
         stack.enter_context(jax.set_mesh(mesh))
         if store.steps():
-            state, record = store.restore(abstract)
-            check_continues(parts, record, int(state.step))
+            state = resume(parts, store, abstract)
         else:
             state = init_state(parts.model, optimizer, mesh, parts.train.seed)
-        start = int(state.step)
+        start, steps = int(state.step), parts.train.steps
         if is_first():
             write_provenance(parts, start)
-            console.print(summary(parts, mesh, start), highlight=False, markup=False)
-        if start >= parts.train.steps:
-            console.print(
-                f"already at step {start} of {parts.train.steps}: nothing to do", highlight=False
-            )
-            return state
-        feed = stack.enter_context(contextlib.closing(placed_batches(parts, mesh, start)))
-        reporter = stack.enter_context(contextlib.closing(make_reporter(parts, start, console)))
-        evaluator = Evaluator(parts.model, parts.corpora, parts.eval, mesh)
-        hooks = RunHooks(parts, store, stop, evaluator)
-        state = run(state, step_function, feed, parts.train, hooks, reporter)
+            say(console, summary(parts, mesh, start))
+        if start < steps:
+            feed = stack.enter_context(contextlib.closing(placed_batches(parts, mesh, start)))
+            reporter = stack.enter_context(contextlib.closing(make_reporter(parts, start, console)))
+            hooks = RunHooks(parts, store, stop, evaluator)
+            state = run(state, step_function, feed, parts.train, hooks, reporter)
     if is_first():
-        append_event(parts.folder, "end", step=int(state.step), steps=parts.train.steps)
+        done = int(state.step)
+        append_event(parts.folder, "end" if done >= steps else "stop", step=done, steps=steps)
+        if start >= steps:
+            say(console, f"already at step {start} of {steps}: nothing to do")
+        elif done < steps:
+            say(console, f"stopped at step {done} of {steps}, saved; the same command goes on")
+    return state
+
+
+def say(console: Console, text: str) -> None:
+    """Prints plain text, whole lines."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def require_agreement(parts: Parts) -> None:
+    """All processes must be started with the same config, data and packages, or they would hang or diverge.
+
+    Raises:
+      ConfigError: on every process, naming those that differ from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    facts = {"record": record_of(parts), "versions": {name: version(name) for name in VERSIONED}}
+    mine = np.uint32(int(digest(facts)[:8], 16))
+    every = multihost_utils.process_allgather(mine)
+    others = [str(index) for index, value in enumerate(every) if value != every[0]]
+    if others:
+        raise ConfigError(
+            f"process {', '.join(others)} has another config, prepared data or package versions than process 0; "
+            "start all of them with the same"
+        )
+
+
+def resume(parts: Parts, store: Store, abstract: TrainState) -> TrainState:
+    """The state of the newest good checkpoint, after a look at whether it is of the same run.
+
+    Raises:
+      CheckpointError: it is not, and nothing was touched; or no checkpoint is good.
+    """
+    for step in reversed(store.steps()):
+        try:
+            record = read_meta(store.folder / str(step))
+        except DamagedError:  # `restore` tells and steps over it
+            continue
+        check_continues(parts, record)
+        break
+    state, record = store.restore(abstract)
+    changes = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
+    if is_first() and changes:
+        append_event(parts.folder, "config changed", step=record["step"], changes=changes)
     return state
 
 
@@ -153,13 +200,12 @@ class RunHooks:
     parts: Parts
     store: Store
     stop: StopRequest
-    evaluator: Evaluator
+    evaluator: Evaluator | None  # None when there is no held-out text
 
     def evaluate(self, params: Any, step: int) -> dict[str, float]:
-        """Held-out metrics as `eval/...`."""
-        return {
-            f"eval/{name}": value for name, value in self.evaluator.evaluate(params).metrics.items()
-        }
+        """Held-out metrics as `eval/...`; none when there is no held-out text."""
+        metrics = self.evaluator.evaluate(params).metrics if self.evaluator else {}
+        return {f"eval/{name}": value for name, value in metrics.items()}
 
     def sample(self, params: Any, step: int) -> None:
         """Writes samples/<step>.txt; nothing when there are several processes, whose prompts must agree."""
@@ -183,8 +229,11 @@ class RunHooks:
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
         """A checkpoint that describes itself."""
         parts = self.parts
+        folder = parts.folder / "tokenizer"
         files = {
-            path.name: path.read_bytes() for path in sorted((parts.folder / "tokenizer").iterdir())
+            path.name: path.read_bytes()
+            for path in sorted(folder.iterdir())
+            if not path.name.startswith(".")  # what a killed process left
         }
         self.store.save(step, state, record_of(parts), files, metrics)
 
@@ -204,18 +253,18 @@ class RunHooks:
         """SIGTERM or Ctrl-C."""
         return self.stop.should_stop(step)
 
-    def should_save(self) -> bool:
+    def should_save(self, step: int) -> bool:
         """SIGUSR1 or a file `save` in the run folder."""
-        return self.stop.should_save()
+        return self.stop.should_save(step)
 
 
 def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
     """Global batches on the mesh from step `start` on; this process reads only the rows its devices hold."""
-    size = parts.step.batch_size
+    size, reading = parts.step.batch_size, parts.plan.config
     sharding = batch_sharding(mesh, size)
     rows = local_rows(sharding, size)
     with contextlib.closing(
-        batches(parts.plan, size, rows, start, workers=parts.data_workers)
+        batches(parts.plan, size, rows, start, reading.workers, reading.prefetch)
     ) as feed:
         for batch in feed:
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
@@ -231,39 +280,38 @@ def record_of(parts: Parts) -> dict[str, Any]:
     }
 
 
-def check_continues(parts: Parts, record: dict[str, Any], step: int) -> None:
-    """Refuses to resume what would silently be another run; logs what may change.
+def check_continues(parts: Parts, record: dict[str, Any]) -> None:
+    """Refuses to resume what would silently be another run.
 
     Raises:
       CheckpointError: model, tokenizer, data or batch size differ from those of the checkpoint.
     """
+    step = record["step"]
     if record["tokenizer_fingerprint"] != parts.tokenizer.fingerprint:
         raise CheckpointError(
             f"{parts.folder}: step {step} was trained with another tokenizer (fingerprint "
             f"{record['tokenizer_fingerprint'][:12]}, the data has {parts.tokenizer.fingerprint[:12]}); "
             "prepare the data with the run's own tokenizer/, or start a new run"
         )
-    old, new = record["config"], config_files.to_dict(parts.resolved)
-    changed = dict(config_files.changes(old, new))
+    changed = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
     # how it is computed may change, what is computed may not
     free = ("model.attention", "model.remat", "model.dtype", "step.micro_batches")
-    fixed = [name for name in changed if name.startswith("model.") or name == "step.batch_size"]
-    for name in fixed:
-        if name not in free:
+    for name, (before, now) in changed.items():
+        if name not in free and (name.startswith("model.") or name == "step.batch_size"):
             raise CheckpointError(
-                f"{parts.folder}: {name} was {changed[name][0]!r} at step {step} and is {changed[name][1]!r} now; "
+                f"{parts.folder}: {name} was {before!r} at step {step} and is {now!r} now; "
                 "a run cannot change it: put it back, or choose another run folder with --run"
             )
     if record["plan_digest"] != parts.plan.digest:
         data = ", ".join(
-            f"{n} {a!r} -> {b!r}" for n, (a, b) in changed.items() if n.startswith("data.")
+            f"{name} {before!r} -> {now!r}"
+            for name, (before, now) in changed.items()
+            if name.startswith("data.")
         )
         raise CheckpointError(
             f"{parts.folder}: the data changed since step {step} ({data or 'the prepared shards differ'}), so rows "
             "would be skipped or repeated; put it back, or choose another run folder with --run"
         )
-    if is_first() and changed:
-        append_event(parts.folder, "config changed", step=step, changes=changed)
 
 
 def write_provenance(parts: Parts, start: int) -> None:
@@ -287,8 +335,7 @@ def write_provenance(parts: Parts, start: int) -> None:
             "tokenizer_fingerprint": parts.tokenizer.fingerprint,
         },
     )
-    if not (parts.folder / "tokenizer").exists():
-        parts.tokenizer.save(parts.folder / "tokenizer")
+    parts.tokenizer.save(parts.folder / "tokenizer")
     append_event(
         parts.folder, "resume" if start else "start", step=start, host=socket.gethostname()
     )

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jax
 
@@ -65,7 +65,7 @@ class Hooks(Protocol):
         """True when the run was asked to stop; the same on every process."""
         ...
 
-    def should_save(self) -> bool:
+    def should_save(self, step: int) -> bool:
         """True when a save was asked for; the same on every process."""
         ...
 
@@ -96,7 +96,9 @@ class Reporter:
             self.live.show(row)
 
     def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Logs one held-out evaluation."""
+        """Logs one held-out evaluation; nothing where there was nothing to evaluate."""
+        if not metrics:
+            return
         if self.writer:
             self.writer.write({"step": step, **metrics})
         if self.live:
@@ -128,23 +130,27 @@ def run(
         batch = next(batches)
         data_wait = time.perf_counter() - begin
         state, metrics = step_function(state, batch)
-        if pending:
-            finish_step(*pending, state, config, hooks, reporter)
+        bad = finish_step(*pending, config, reporter) if pending else {}
         pending = (step, metrics, data_wait)
 
+        last = step == config.steps
         stop = hooks.should_stop(step)
-        due_eval = step == config.steps or (
-            config.eval_every_steps and step % config.eval_every_steps == 0
+        due_eval = last or (
+            not stop and config.eval_every_steps and step % config.eval_every_steps == 0
         )
-        due_save = step == config.steps or stop or hooks.save_due(step) or hooks.should_save()
-        due_sample = config.sample_every_steps and step % config.sample_every_steps == 0
-        if due_eval or due_save or due_sample:
-            finish_step(*pending, state, config, hooks, reporter)
+        due_save = last or stop or hooks.save_due(step) or hooks.should_save(step)
+        due_sample = (
+            not stop and config.sample_every_steps and step % config.sample_every_steps == 0
+        )
+        if due_eval or due_save or due_sample or bad:
+            bad = finish_step(*pending, config, reporter) or bad
             pending = None
-        if due_eval and not stop:
+        if bad:
+            give_up(bad, state, step, hooks)
+        if due_eval:
             evaluated = (step, hooks.evaluate(state.params, step))
             reporter.evaluation(*evaluated)
-        if due_sample and not stop:
+        if due_sample:
             hooks.sample(state.params, step)
         if due_save:
             hooks.save(state, step, evaluated[1] if evaluated[0] == step else {})
@@ -161,22 +167,27 @@ def finish_step(
     step: int,
     metrics: dict[str, jax.Array],
     data_wait: float,
-    state: TrainState,
     config: TrainConfig,
-    hooks: Hooks,
     reporter: Reporter,
-) -> None:
-    """Reads a step's metrics (waiting for the device), counts, logs, and stops a run gone bad."""
-    row = {name: float(value) for name, value in metrics.items()}
+) -> dict[str, Any]:
+    """Reads a step's metrics (waiting for the device) and logs them where due.
+
+    Returns:
+      {} as long as training may go on; the step's row when too many in a row were not finite.
+    """
+    row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
     reporter.throughput.mark(row["target_tokens"], data_wait)
-    if row["skipped_in_row"] >= config.max_skipped_in_row:
-        first = step - int(row["skipped_in_row"]) + 1
-        hooks.save(state, int(state.step), {})  # good parameters, past the bad batches
-        raise TrainingError(
-            f"loss or gradient not finite for {row['skipped_in_row']:.0f} steps in a row "
-            f"(steps {first} to {step}; batch of step {step}: {hooks.describe_step(step)}); the "
-            f"parameters from before them are saved as step {int(state.step)}; lower optimizer.peak_lr or "
-            "look at these batches, then resume"
-        )
     if step % config.log_every_steps == 0 or step == config.steps or row["skipped_in_row"]:
-        reporter.step({"step": step, **row})
+        reporter.step(row)
+    return row if row["skipped_in_row"] >= config.max_skipped_in_row else {}
+
+
+def give_up(bad: dict[str, Any], state: TrainState, step: int, hooks: Hooks) -> NoReturn:
+    """Saves the parameters, which the bad steps left alone, and says which steps they were."""
+    hooks.save(state, step, {})
+    count, last = int(bad["skipped_in_row"]), bad["step"]
+    raise TrainingError(
+        f"loss or gradient not finite for {count} steps in a row (steps {last - count + 1} to {last}; "
+        f"batch of step {last}: {hooks.describe_step(last)}); the good parameters are saved as step "
+        f"{step}; lower optimizer.peak_lr or look at these batches, then resume"
+    )

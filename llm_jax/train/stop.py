@@ -7,9 +7,12 @@ from pathlib import Path
 from types import FrameType
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 log = logging.getLogger(__name__)
+
+AGREE_EVERY_STEPS = 10  # several processes ask each other this often whether a save is wanted
 
 
 class StopRequest:
@@ -17,21 +20,22 @@ class StopRequest:
 
     SIGUSR1, or a file `save` in the run folder, asks for a save without stopping.
 
-    With several processes the answer must be the same on all of them at the same step: SIGTERM then
-    goes through JAX's preemption notice, which agrees on a step (it needs `jax.distributed`).
+    With several processes the answer must be the same on all of them at the same step. A stop then
+    goes through JAX's preemption notice, which agrees on a step (it needs `jax.distributed`; it takes
+    SIGTERM itself, Ctrl-C is passed on to it). A save waits for the next `AGREE_EVERY_STEPS`.
     """
 
     def __init__(self, folder: Path):
         self.save_file = folder / "save"
         self.stop = False
         self.save = False
-        self.agreed = jax.process_count() > 1
+        self.several = jax.process_count() > 1
         self.previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
         # only the main thread may set handlers; a run inside a test thread goes without
         if threading.current_thread() is threading.main_thread():
-            signals = [signal.SIGINT, signal.SIGUSR1] + ([] if self.agreed else [signal.SIGTERM])
+            signals = [signal.SIGINT, signal.SIGUSR1] + ([] if self.several else [signal.SIGTERM])
             for number in signals:
                 self.previous[number] = signal.signal(number, self.receive)
         return self
@@ -48,20 +52,24 @@ class StopRequest:
         if self.stop:
             raise KeyboardInterrupt
         self.stop = True
+        if self.several:
+            signal.raise_signal(signal.SIGTERM)
         log.warning("stopping after this step, with a checkpoint; once more to stop at once")
 
     def should_stop(self, step: int) -> bool:
         """True once the run was asked to stop; the same on every process."""
-        if self.agreed:
+        if self.several:
             return multihost_utils.reached_preemption_sync_point(step)
         return self.stop
 
-    def should_save(self) -> bool:
-        """True once for every request to save. One process only: several would have to agree."""
-        if self.agreed:
+    def should_save(self, step: int) -> bool:
+        """True once after every request to save, on every process, whichever was asked."""
+        if self.several and step % AGREE_EVERY_STEPS:
             return False
-        if self.save_file.exists():
+        if jax.process_index() == 0 and self.save_file.exists():
             self.save_file.unlink()
             self.save = True
         asked, self.save = self.save, False
+        if self.several:
+            asked = bool(multihost_utils.process_allgather(np.int32(asked)).any())
         return asked
