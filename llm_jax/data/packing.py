@@ -1,7 +1,7 @@
 """Packing: which pieces of which documents make up each row of T tokens.
 
 A document of n tokens gives n - 1 pairs: inputs tokens[0:n-1], targets tokens[1:n]. No pair spans
-two documents and EOS is never an input. A piece is a run of pairs of one document; it becomes one
+two documents and the final EOS is never an input. A piece is a run of pairs of one document; it becomes one
 segment of a row with positions from 0. Both planners use every pair exactly once and are pure
 functions of (document lengths, T, key), planned ahead so that any row is random access.
 

@@ -3,7 +3,7 @@
 For each source, in one pass:
 1. read documents (`sources`), drop exact duplicates;
 2. encode them in chunks, here or in worker processes, in the same order either way;
-3. frame each as [BOS] + ids + [EOS], deal it to train or heldout by a hash of its text;
+3. frame each as [start] + ids + [EOS] (start: BOS, or EOS where there is no BOS), deal it to train or heldout by a hash of its text;
 4. write shards; stop when more records were rejected than allowed.
 Then the manifest is written and the whole folder renamed into place.
 """
@@ -30,7 +30,7 @@ from llm_jax.data.shard_writer import Encoded, HoldOut, SplitWriter, new_folder,
 from llm_jax.data.sources import SourceConfig, read_documents
 from llm_jax.data.workers import die_with_parent
 from llm_jax.errors import ConfigError, DataError
-from llm_jax.tokenizer.base import Tokenizer
+from llm_jax.tokenizer.base import Tokenizer, start_id
 
 CHUNK_CHARACTERS = 1 << 20  # text encoded at once; also what one message to a worker holds
 CHUNK_DOCUMENTS = 1024
@@ -255,7 +255,7 @@ def encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
     Raises:
       DataError: the tokenizer gives an id outside its vocabulary.
     """
-    head = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
+    head = [start_id(tokenizer)]
     documents = []
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
         tokens = np.concatenate([head, ids, [tokenizer.eos_id]]).astype(np.int64)

@@ -6,7 +6,7 @@
     FOLDER/SOURCE/SPLIT-00000.tokens.npy      uint16 or uint32 [tokens]
     FOLDER/SOURCE/SPLIT-00000.documents.npy   int64 [documents, 3]: token end, UTF-8 bytes, characters
 
-A stored document is [BOS] + its text's ids + [EOS] and lies in one shard. Opening reads the manifest
+A stored document is [BOS] + its text's ids + [EOS] (EOS first too where there is no BOS) and lies in one shard. Opening reads the manifest
 and compares file sizes; the shards are memory-mapped when first used.
 """
 

@@ -17,7 +17,7 @@ import numpy as np
 from llm_jax.data.packing import best_fit_decreasing
 from llm_jax.data.shards import Split
 from llm_jax.errors import ConfigError
-from llm_jax.tokenizer.base import Tokenizer
+from llm_jax.tokenizer.base import Tokenizer, start_id
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -107,14 +107,9 @@ def corpus_from_texts(texts: Sequence[str], tokenizer: Tokenizer, config: EvalCo
     return _build(documents(), tokenizer, config)
 
 
-def start_id(tokenizer: Tokenizer) -> int:
-    """What the first text token is predicted from: BOS, else the EOS of the document before."""
-    return tokenizer.bos_id if tokenizer.bos_id >= 0 else tokenizer.eos_id
-
-
 def _text_ids(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """A stored document without the BOS and EOS around it."""
-    first = 1 if len(ids) and ids[0] == tokenizer.bos_id else 0
+    """A stored document without its start token and EOS."""
+    first = 1 if len(ids) and ids[0] == start_id(tokenizer) else 0
     last = len(ids) - (1 if len(ids) > first and ids[-1] == tokenizer.eos_id else 0)
     return ids[first:last]
 

@@ -89,6 +89,14 @@ def digest(parts: dict) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+def start_id(tokenizer: Tokenizer) -> int:
+    """What the first token of a document is predicted from: BOS, or the EOS of the document before.
+
+    GPT-2, GPT-NeoX and Qwen have no BOS and separate documents by EOS alone.
+    """
+    return tokenizer.bos_id if tokenizer.bos_id >= 0 else tokenizer.eos_id
+
+
 def replace_surrogates(text: str) -> str:
     """Lone surrogates (legal in JSON, not in UTF-8) become '?'; other text is returned as it is."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from llm_jax import tokenizer as tokenizers
-from llm_jax.data.prepare import PrepareConfig, prepare
+from llm_jax.data.prepare import PrepareConfig, encode_chunk, prepare
 from llm_jax.data.shard_writer import Encoded, HoldOut, SplitWriter, new_folder
 from llm_jax.data.shards import HELDOUT, SPLITS, TRAIN, Split, open_prepared
 from llm_jax.data.sources import SourceConfig
 from llm_jax.errors import ConfigError, DataError
 from tests.data.conftest import BOS, EOS, write_jsonl
+from tests.tiny_text import byte_level
 
 TEXTS = [f"{i} " + "text " * (i % 7) + "中" * (i % 3) for i in range(300)]
 
@@ -44,6 +45,15 @@ def test_every_document_is_stored_framed_and_counted(make_prepared, byte_tokeniz
     assert len(prepared.sources["a"][TRAIN].shards) > 3
     assert tokenizers.load(prepared.tokenizer_folder).fingerprint == prepared.tokenizer_fingerprint
     assert prepared.tokenizer_fingerprint == tokenizer.fingerprint
+
+
+def test_without_a_bos_the_eos_of_the_document_before_is_the_start():
+    tokenizer = byte_level()
+    (document,) = encode_chunk(tokenizer, ["你好"])
+    assert tokenizer.bos_id == -1
+    expected = [tokenizer.eos_id, *tokenizer.encode("你好"), tokenizer.eos_id]
+    assert document.tokens.tolist() == expected
+    assert (document.num_bytes, document.num_characters) == (6, 2)
 
 
 def test_reading_crosses_shards_and_survives_pickling(make_prepared):
@@ -245,7 +255,7 @@ def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path, make_prepare
 PREPARE_IN_A_PROCESS = """
 import resource, sys, json
 from llm_jax.errors import DataError
-from llm_jax.data.prepare import PrepareConfig, prepare
+from llm_jax.data.prepare import PrepareConfig, encode_chunk, prepare
 from llm_jax.data.sources import SourceConfig
 path, tokenizer, output, limit = sys.argv[1:]
 if int(limit):

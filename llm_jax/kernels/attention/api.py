@@ -17,7 +17,9 @@ from llm_jax.errors import ConfigError
 from llm_jax.kernels.attention import reference, xla_chunked
 from llm_jax.kernels.attention.reference import Places, Rule
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[jax.Array, jax.Array]]] = {
+Implementation = Callable[..., tuple[jax.Array, jax.Array]]  # as `reference.attend`
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": reference.attend,
     "xla_chunked": xla_chunked.attend,
 }
@@ -87,67 +89,71 @@ def flash_attention(  # pyright: ignore[reportInconsistentOverload]
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """softmax(score) v, where score = cap(scale * q.k) + slope * (key position - query position).
 
-    A key is left out of the softmax if it lies ahead of the query (`causal`), `window` or more
-    positions behind it, in another segment, or in padding. A query with no key left gives zeros, and
-    zero gradients. Grouped and multi-query attention (N a multiple of K) never repeat K or V. Scores
-    and softmax are summed in float32 whatever the dtype.
+    Keys out of sight take no part, and a query that sees none gives zeros, with zero gradients.
+    Scores and softmax are summed in float32 whatever the dtype; K and V are never repeated.
 
     Args:
-      q_BTNH: queries; query head n reads kv head n // (N // K).
-      k_BSKH: keys, of q's dtype.
-      v_BSKH: values, of q's dtype.
-      scale: factor on q.k; H**-0.5 when None.
-      causal: a key must not lie ahead of its query.
-      window: number of positions a query sees, itself included; 0: no limit. Needs `causal`.
-      soft_cap: scores become cap * tanh(score / cap); 0: not capped.
-      alibi_slopes_N: ALiBi slope of every (global) query head. They get no gradient.
-      q_segments_BT: whole numbers; a query sees the keys of its own segment. 0 is padding, which
-        sees nothing and is seen by nothing. Given together with `kv_segments_BS`, or not at all.
-      kv_segments_BS: the same of the keys.
-      q_positions_BT: whole numbers in any order, as in the slots of a KV cache. Given together with
-        `kv_positions_BS`, or not at all: then row indices, aligned at the end when S > T.
-      kv_positions_BS: the same of the keys.
-      implementation: "auto" (see `choose`), "reference" or "xla_chunked".
-      return_lse: also return the log of the sum of exp(score).
-
-    Returns:
-      out_BTNH in q's dtype; with `return_lse` the pair (out_BTNH, lse_BTN), lse in float32 and -inf
-      where a query sees no key.
+      q_BTNH: queries; N is a multiple of K, and head n reads kv head n // (N // K).
+      k_BSKH: keys, of q's dtype. Values likewise.
+      scale: H**-0.5 when None.
+      causal: keys ahead of the query are out of sight.
+      window: so are keys this many positions behind it, or more; 0: no limit. Needs `causal`.
+      soft_cap: cap(x) = soft_cap * tanh(x / soft_cap); 0: not capped.
+      alibi_slopes_N: of every (global) query head. They get no gradient.
+      q_segments_BT: only keys of the same segment are in sight, and nothing of segment 0, padding.
+        Both segments are given, or neither.
+      q_positions_BT: in any order, as in the slots of a KV cache. Both positions are given, or
+        neither: then they are row indices, aligned at the end when S > T.
+      implementation: "auto" (see `choose`), "reference" or "xla_chunked"; taken, or refused.
+      return_lse: also return the log-sum-exp of the scores, [B, T, N] float32, -inf if none.
 
     Raises:
-      ConfigError: an argument breaks one of these rules.
+      ConfigError: an argument breaks one of these rules. Raised before anything is compiled.
 
-    References: FlashAttention-2 (arXiv 2307.08691), ALiBi (2108.12409), GQA (2305.13245), soft-cap
-    (Gemma 2, 2408.00118).
+    References: FlashAttention-2 (arXiv 2307.08691), ALiBi (2108.12409), GQA (2305.13245).
     """
     B, T, N, H, S = _check_arrays(q_BTNH, k_BSKH, v_BSKH)
-    _check_rule(scale, causal, window, soft_cap)
     _check_pair("segments", (q_segments_BT, (B, T)), (kv_segments_BS, (B, S)))
     _check_pair("positions", (q_positions_BT, (B, T)), (kv_positions_BS, (B, S)))
-    if alibi_slopes_N is not None and alibi_slopes_N.shape != (N,):
-        raise ConfigError(
-            f"alibi_slopes_N has shape {alibi_slopes_N.shape}; it must be ({N},), one slope per query head"
-        )
-    if implementation == "auto":
-        implementation = choose(jax.default_backend(), T).name
-    if implementation not in IMPLEMENTATIONS:
-        known = ["auto", *IMPLEMENTATIONS]
-        raise ConfigError(
-            f"implementation={implementation!r} is unknown; {nearest(implementation, known)}"
-        )
+    rule = _make_rule(H**-0.5 if scale is None else scale, causal, window, soft_cap)
+    attend, slopes_N = _implementation(implementation, T), _make_slopes(alibi_slopes_N, N)
     if q_positions_BT is None or kv_positions_BS is None:
-        q_positions_BT = jnp.arange(T)[None] + max(S - T, 0)
-        kv_positions_BS = jnp.arange(S)[None]
+        q_positions_BT, kv_positions_BS = jnp.arange(T)[None] + max(S - T, 0), jnp.arange(S)[None]
     places = Places(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
-    out_BTNH, lse_BTN = IMPLEMENTATIONS[implementation](
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
-        None if alibi_slopes_N is None else jnp.asarray(alibi_slopes_N, jnp.float32),
-        jax.tree.map(lambda place: jnp.asarray(place, jnp.int32), places),
-        Rule(H**-0.5 if scale is None else float(scale), causal, window, float(soft_cap)),
-    )
+    places = jax.tree.map(lambda place: jnp.asarray(place, jnp.int32), places)
+    out_BTNH, lse_BTN = attend(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule)
     return (out_BTNH, lse_BTN) if return_lse else out_BTNH
+
+
+def _implementation(name: str, T: int) -> Implementation:
+    if name == "auto":
+        name = choose(jax.default_backend(), T).name
+    if name not in IMPLEMENTATIONS:
+        remedy = nearest(name, ["auto", *IMPLEMENTATIONS])
+        raise ConfigError(f"implementation={name!r} is unknown; {remedy}")
+    return IMPLEMENTATIONS[name]
+
+
+def _make_slopes(slopes_N: jax.Array | None, N: int) -> jax.Array | None:
+    if slopes_N is None:
+        return None
+    if slopes_N.shape != (N,):
+        raise ConfigError(
+            f"alibi_slopes_N has shape {slopes_N.shape}; it must be ({N},), one slope per query head"
+        )
+    return jnp.asarray(slopes_N, jnp.float32)
+
+
+def _make_rule(scale: float, causal: bool, window: int, soft_cap: float) -> Rule:
+    if not (math.isfinite(scale) and scale > 0):
+        raise ConfigError(f"scale={scale!r} must be finite and above 0; None gives H**-0.5")
+    if not (math.isfinite(soft_cap) and soft_cap >= 0):
+        raise ConfigError(f"soft_cap={soft_cap!r} must be finite and 0 (off) or above")
+    if window < 0:
+        raise ConfigError(f"window={window} must be 0 (no limit) or a number of positions above 0")
+    if window and not causal:
+        raise ConfigError(f"window={window} needs causal=True: it counts back from the query")
+    return Rule(float(scale), bool(causal), int(window), float(soft_cap))
 
 
 def _check_arrays(
@@ -176,19 +182,6 @@ def _check_arrays(
             f"q, k, v have dtypes {', '.join(dtypes)}; they must be one floating type, so cast them first"
         )
     return B, T, N, H, S
-
-
-def _check_rule(scale: float | None, causal: bool, window: int, soft_cap: float) -> None:
-    for name, value in {"scale": scale, "soft_cap": soft_cap}.items():
-        lowest = "above 0" if name == "scale" else "0 (off) or above"
-        if value is None:
-            continue
-        if not math.isfinite(value) or value < 0 or (name == "scale" and value == 0):
-            raise ConfigError(f"{name}={value!r} must be finite and {lowest}")
-    if window < 0:
-        raise ConfigError(f"window={window} must be 0 (no limit) or a number of positions above 0")
-    if window and not causal:
-        raise ConfigError(f"window={window} needs causal=True: it counts back from the query")
 
 
 def _check_pair(
