@@ -1,10 +1,10 @@
-"""Attention and its gradients one query at a time in float64 numpy, from the words of DESIGN section 5."""
+"""Attention and its gradients, one query at a time, in float64 numpy, from the words of the design."""
 
 import numpy as np
 
 
 def attend(q, k, v, do, dlse, *, scale, causal, window, soft_cap, slopes, segments, positions):
-    """Returns out, lse, dq, dk, dv. `segments` and `positions` are (queries', keys') pairs or None."""
+    """Returns out, lse, dq, dk, dv. Segments and positions are (queries', keys') pairs or None."""
     q, k, v, do, dlse = (np.asarray(x, np.float64) for x in (q, k, v, do, dlse))
     (B, T, N, _), (_, S, K, _) = q.shape, k.shape
     if positions is None:

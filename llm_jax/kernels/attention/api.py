@@ -2,7 +2,7 @@
 
 1. Every argument is checked before anything is compiled; a mistake is a one-line ConfigError.
 2. `choose` picks by platform and shape, and says why; a named implementation is never replaced.
-3. Absent positions become row indices; then the implementation gets (q, k, v, slopes, places, rule).
+3. Absent positions become row indices; the implementation gets (q, k, v, slopes, places, rule).
 """
 
 import math
@@ -24,12 +24,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "xla_chunked": xla_chunked.attend,
 }
 
-# Up to how many queries dense scores win on a CPU. Milliseconds, reference against xla_chunked, from
-# `python tools/bench_attention.py` (2 cores, float32, B=8, H=64):
-#   with gradients, N=6 K=2:  T=S=16 0.47 / 0.35   64 3.3 / 3.0   128 12 / 9.8   256 (K=6) 113 / 74
-#   forward, as in decoding:  T=1 S=512 0.30 / 0.59   T=16 S=1024 5.7 / 21   T=64 S=1024 31 / 31
-# What decides is T, not T * S: with few queries the scores are no larger than K, and tiles copy K.
-FEW_QUERIES_ON_CPU = 32
+# Up to how many queries dense scores win: they are then no larger than K, and tiles copy K. What
+# counts is T, not T * S. From `python tools/bench_attention.py` (2 busy cores, float32, N=6 K=2
+# H=64), ms of reference / xla_chunked. Forward, B=8: T=1 S=4096 9.4 / 27, T=4 S=1024 1.5 / 3.2,
+# T=8 4.1 / 5.2, T=16 7.8 / 6.1. With gradients, S=T: B=8 T=16 0.33 / 0.32, T=128 13 / 11, T=256 83 / 40,
+# B=4 T=512 215 / 56, B=1 T=2048 1606 / 195.
+FEW_QUERIES = 8
 
 
 class Choice(NamedTuple):
@@ -40,10 +40,9 @@ class Choice(NamedTuple):
 
 
 def choose(platform: str, query_length: int) -> Choice:
-    """What `implementation="auto"` takes on `platform` ("cpu", "gpu", "tpu") for T = query_length."""
-    few = FEW_QUERIES_ON_CPU if platform == "cpu" else 1
-    if query_length <= few:
-        return Choice("reference", f"at most {few} queries: dense scores are small")
+    """What "auto" takes on `platform` ("cpu", "gpu", "tpu") for T = query_length."""
+    if query_length <= FEW_QUERIES:
+        return Choice("reference", f"at most {FEW_QUERIES} queries: dense scores are small")
     return Choice("xla_chunked", f"memory linear in length; no fused kernel for {platform} yet")
 
 
@@ -139,7 +138,7 @@ def _make_slopes(slopes_N: jax.Array | None, N: int) -> jax.Array | None:
         return None
     if slopes_N.shape != (N,):
         raise ConfigError(
-            f"alibi_slopes_N has shape {slopes_N.shape}; it must be ({N},), one slope per query head"
+            f"alibi_slopes_N has shape {slopes_N.shape}; it must be ({N},), one per query head"
         )
     return jnp.asarray(slopes_N, jnp.float32)
 
@@ -163,23 +162,27 @@ def _check_arrays(
     for name, array in {"q_BTNH": q_BTNH, "k_BSKH": k_BSKH, "v_BSKH": v_BSKH}.items():
         if array.ndim != 4 or 0 in array.shape:
             raise ConfigError(
-                f"{name} has shape {array.shape}; it must have 4 axes ({', '.join(name[2:])}), none empty"
+                f"{name} has shape {array.shape}; it must have 4 axes "
+                f"({', '.join(name[2:])}), none empty"
             )
     B, T, N, H = q_BTNH.shape
     _, S, K, _ = k_BSKH.shape
     for name, array in {"k_BSKH": k_BSKH, "v_BSKH": v_BSKH}.items():
         if array.shape != (B, S, K, H):
             raise ConfigError(
-                f"{name} has shape {array.shape}; with q_BTNH {q_BTNH.shape} it must be {(B, S, K, H)}"
+                f"{name} has shape {array.shape}; with q_BTNH {q_BTNH.shape} "
+                f"it must be {(B, S, K, H)}"
             )
     if N % K:
         raise ConfigError(
-            f"q_BTNH has N={N} heads and k_BSKH K={K}; N must be a multiple of K, as each kv head serves N/K query heads"
+            f"q_BTNH has N={N} heads and k_BSKH K={K}; N must be a multiple of K, "
+            "as each kv head serves N/K query heads"
         )
     dtypes = [array.dtype.name for array in (q_BTNH, k_BSKH, v_BSKH)]
     if len(set(dtypes)) > 1 or not jnp.issubdtype(q_BTNH.dtype, jnp.floating):
         raise ConfigError(
-            f"q, k, v have dtypes {', '.join(dtypes)}; they must be one floating type, so cast them first"
+            f"q, k, v have dtypes {', '.join(dtypes)}; "
+            "they must be one floating type, so cast them first"
         )
     return B, T, N, H, S
 

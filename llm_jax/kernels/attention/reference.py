@@ -1,4 +1,4 @@
-"""Attention by its definition: dense scores, every rule written once. The other implementations answer to it.
+"""Attention by its definition: dense scores, every rule written once. The others answer to it.
 
 `score` turns raw products q.k into masked scores and is shared with `xla_chunked`, tile by tile, so
 the rules cannot drift apart. Memory is quadratic: a few [B, N, T, S] arrays in float32.
@@ -62,7 +62,7 @@ def visible(rule: Rule, places: Places) -> jax.Array | None:
 def score(
     raw_BKGTS: jax.Array, slopes_KG: jax.Array | None, places: Places, rule: Rule
 ) -> jax.Array:
-    """Products q.k to scores: scaled, soft-capped, plus ALiBi; -inf where the key is not visible."""
+    """Products q.k to scores: scaled, soft-capped, plus ALiBi; -inf where the key is hidden."""
     score_BKGTS = raw_BKGTS * rule.scale
     if rule.soft_cap:
         score_BKGTS = rule.soft_cap * jnp.tanh(score_BKGTS / rule.soft_cap)

@@ -3,7 +3,7 @@
 1. Rows are padded to whole tiles; padding gets segment 0.
 2. Per query tile, the range of key tiles that any of its rows may see (`tile_ranges`).
 3. Forward: scan over query tiles; within one, loop over its key tiles with a running softmax.
-4. Backward, written by hand: the same loops recompute each tile's scores from the saved log-sum-exp.
+4. Backward, written by hand: the same loops recompute each tile's shares from the saved lse.
 
 Works under jit with batch and heads sharded: no operation mixes rows of the batch or kv heads, but
 for the tile ranges, one bit per pair of tiles. Source: FlashAttention-2 (arXiv 2307.08691).
@@ -20,9 +20,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.kernels.attention.reference import Places, Rule, accumulator, precision, score
 
-# (query, key) rows of a tile. CPU, 2 cores, float32, forward and gradients, best of 8 in ms, for tiles
-# of 128 / 256 / 512: B=8 T=512 N=6 195 / 258 / 521; B=4 T=1024 N=8 326 / 540 / 991; B=1 T=4096 N=8
-# 1163 / 1101 / 1472. Elsewhere larger, as every turn of a loop costs launches; not measured yet.
+# (query, key) rows of a tile. CPU, 2 busy cores, float32, forward and gradients, best of 8 in ms, for
+# tiles of 128 / 256 / 512: B=8 T=512 N=6 195 / 258 / 521; B=4 T=1024 N=8 326 / 540 / 991; B=1 T=4096
+# N=8 1163 / 1101 / 1472. Elsewhere larger, as a turn of the loop costs launches; not measured yet.
 CPU_TILES, OTHER_TILES = (128, 128), (512, 512)
 FAR = jnp.iinfo(jnp.int32).max
 
@@ -57,8 +57,8 @@ def tile_length(length: int, longest: int) -> int:
 def tile_ranges(places: Places, rule: Rule) -> tuple[jax.Array, jax.Array]:
     """For each query tile the first and one past the last key tile to visit, two [I] int32.
 
-    `places` holds tiles: [I, B or 1, t] for queries and [J, B or 1, s] for keys. The test is by least
-    and greatest position and segment of a tile, so it is cheap, and safe for any order of either.
+    `places` holds tiles: [I, B or 1, t] for queries and [J, B or 1, s] for keys. The test is by
+    least and greatest position and segment of a tile: cheap, and safe for any order of either.
     """
 
     def extent(x_IBt: jax.Array, segments_IBt: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -238,7 +238,7 @@ def _forward_saving(
 
 
 def _backward(rule: Rule, tiles: tuple[int, int], saved: tuple, cotangents: tuple) -> tuple:
-    """With P the softmax: dV = P'dO, dS = P (dO V' - delta), dQ = dS K, dK = dS'Q (FlashAttention-2)."""
+    """With P the softmax: dV = P'dO, dS = P (dO V' - delta), dQ = dS K, dK = dS'Q."""
     q_BTNH, k_BSKH, v_BSKH, slopes_N, places, out_BTNH, lse_BTN = saved
     grad_out_BTNH, grad_lse_BTN = cotangents
     grid = _Grid.cut(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule, tiles)
