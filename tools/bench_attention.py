@@ -2,8 +2,8 @@
 
     python tools/bench_attention.py
 
-Prints the best of several calls in milliseconds, float32, causal, for training (forward and gradients,
-S = T) and for decoding against a cache (forward only, S > T).
+Prints the best of several calls in milliseconds, float32, causal, for training (forward and
+gradients, S = T) and for decoding against a cache (forward only, S > T).
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Attention and its gradients, one query at a time, in float64 numpy, from the words of the design."""
+"""Attention and its gradients, one query at a time, in float64 numpy, as the design says."""
 
 import numpy as np
 

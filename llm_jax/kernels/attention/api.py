@@ -27,8 +27,8 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 # Up to how many queries dense scores win: they are then no larger than K, and tiles copy K. What
 # counts is T, not T * S. From `python tools/bench_attention.py` (2 busy cores, float32, N=6 K=2
 # H=64), ms of reference / xla_chunked. Forward, B=8: T=1 S=4096 9.4 / 27, T=4 S=1024 1.5 / 3.2,
-# T=8 4.1 / 5.2, T=16 7.8 / 6.1. With gradients, S=T: B=8 T=16 0.33 / 0.32, T=128 13 / 11, T=256 83 / 40,
-# B=4 T=512 215 / 56, B=1 T=2048 1606 / 195.
+# T=8 4.1 / 5.2, T=16 7.8 / 6.1. With gradients, S=T: B=8 T=16 0.33 / 0.32, T=128 13 / 11,
+# T=256 83 / 40, B=4 T=512 215 / 56, B=1 T=2048 1606 / 195.
 FEW_QUERIES = 8
 
 

@@ -20,9 +20,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from llm_jax.kernels.attention.reference import Places, Rule, accumulator, precision, score
 
-# (query, key) rows of a tile. CPU, 2 busy cores, float32, forward and gradients, best of 8 in ms, for
-# tiles of 128 / 256 / 512: B=8 T=512 N=6 195 / 258 / 521; B=4 T=1024 N=8 326 / 540 / 991; B=1 T=4096
-# N=8 1163 / 1101 / 1472. Elsewhere larger, as a turn of the loop costs launches; not measured yet.
+# (query, key) rows of a tile. CPU, 2 busy cores, float32, forward and gradients, best of 8 in ms,
+# for tiles of 128 / 256 / 512: B=8 T=512 N=6 195 / 258 / 521; B=4 T=1024 N=8 326 / 540 / 991;
+# B=1 T=4096 N=8 1163 / 1101 / 1472. Elsewhere larger, as a turn of the loop costs launches; not
+# measured yet.
 CPU_TILES, OTHER_TILES = (128, 128), (512, 512)
 FAR = jnp.iinfo(jnp.int32).max
 
