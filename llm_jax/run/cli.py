@@ -47,7 +47,11 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Runs a command's `main` on `argv` and returns the exit status."""
     # libraries speak up from WARNING on (jax and orbax log every look-up and save at INFO), we from INFO
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        # not `force`: orbax sets logging up when imported, but a test may listen as well
+        if type(handler) is logging.StreamHandler:
+            handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.getLogger("llm_jax").setLevel(logging.INFO)
     try:
         main(sys.argv[1:] if argv is None else argv)
