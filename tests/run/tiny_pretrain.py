@@ -11,11 +11,11 @@ from llm_jax.run.pretrain import PretrainConfig
 from llm_jax.run.session import BEST_METRIC
 from llm_jax.train import OptimizerConfig, StepConfig, TrainConfig
 
-STEPS = 120
+STEPS = 80
 
 
 def config() -> PretrainConfig:
-    """Saves every 4 steps, evaluates every 30, logs every step."""
+    """Saves every 4 steps, evaluates every 40, logs every step."""
     return PretrainConfig(
         run="unnamed",
         model=ModelConfig(
@@ -36,7 +36,7 @@ def config() -> PretrainConfig:
         ),
         optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=5),
         step=StepConfig(batch_size=8),
-        train=TrainConfig(steps=STEPS, log_every_steps=1, eval_every_steps=30),
+        train=TrainConfig(steps=STEPS, log_every_steps=1, eval_every_steps=40),
         checkpoint=CheckpointConfig(save_every_steps=4, keep_last=3, best_metric=BEST_METRIC),
         eval=EvalConfig(max_documents=2, bootstrap_samples=10),
     )

@@ -74,12 +74,15 @@ class Run:
     def start(self, *words: str, devices: int = 1, **environment: str) -> Process:
         """Starts the command on this many virtual devices."""
         number = len(list(self.folder.parent.glob("*.log")))
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        if devices > 1:  # programs that few steps use: half the time to compile
+            flags += " --xla_backend_optimization_level=0"
         return Process(
             self.words(*words),
             {
                 **os.environ,
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": flags,
                 "JAX_COMPILATION_CACHE_DIR": str(self.compiled),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 **environment,
@@ -87,20 +90,26 @@ class Run:
             self.folder.parent / f"{number}.log",
         )
 
-    def start_processes(self, count: int, *words: str, devices: int) -> list[Process]:
-        """Starts the command `count` times as one run, each process with this many virtual devices."""
+    def start_processes(
+        self, *words: str, devices: int, apart: tuple[tuple[str, ...], ...] = ((), ())
+    ) -> list[Process]:
+        """Starts the command as one run of several processes, each with this many virtual devices.
+
+        `apart` is what each of them gets as well.
+        """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
         return [
             self.start(
                 *words,
+                *own,
                 devices=devices,
                 LLM_JAX_COORDINATOR=coordinator,
-                LLM_JAX_PROCESSES=str(count),
+                LLM_JAX_PROCESSES=str(len(apart)),
                 LLM_JAX_PROCESS_ID=str(index),
             )
-            for index in range(count)
+            for index, own in enumerate(apart)
         ]
 
     def copy(self, folder: Path) -> "Run":
