@@ -1,8 +1,8 @@
-"""The model of the demo: 3.7 million parameters, English documentation and Chinese prose, on a CPU.
+"""The model of the demo: 4.7 million parameters, English documentation and Chinese prose, on a CPU.
 
 Run:     bash tools/demo.sh            (makes the tokenizer and shards too)
          llm-jax pretrain configs/demo.py --data.prepared runs/demo/data --run runs/again
-Expect:  3,672,320 parameters; see README.md for minutes and bits per character.
+Expect:  4,720,896 parameters; see README.md for minutes and bits per character.
 """
 
 from llm_jax.run.demo import demo_config

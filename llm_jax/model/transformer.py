@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from llm_jax.model.attention import Attention, Context
 from llm_jax.model.cache import KVCache
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.layers import EMBEDDING_INIT, Mlp, Norm, declare
+from llm_jax.model.layers import HEAD_INIT, Mlp, Norm, declare, embedding_init
 from llm_jax.model.positions import rope_tables
 from llm_jax.sharding import constrain
 
@@ -62,11 +62,17 @@ class Transformer(nn.Module):
         """Returns float32 logits [B, T, V] and the cache with this call's tokens in it."""
         config = self.config
         V, D = config.vocab_size, config.embed_dim
-        embedding_VD = declare(self, "embedding", (V, D), ("vocab", "embed"), EMBEDDING_INIT)
+        embedding_VD = declare(
+            self, "embedding", (V, D), ("vocab", "embed"), embedding_init(config)
+        )
         x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0)
         if config.position == "learned":
             table = declare(
-                self, "positions", (config.max_seq_len, D), ("time", "embed"), EMBEDDING_INIT
+                self,
+                "positions",
+                (config.max_seq_len, D),
+                ("time", "embed"),
+                embedding_init(config),
             )
             x_BTD = x_BTD + jnp.take(table, positions_BT, axis=0)
         x_BTD = constrain(x_BTD, "batch", "time", "act_embed")
@@ -93,7 +99,7 @@ class Transformer(nn.Module):
         if config.tied_embeddings:
             head_DV = embedding_VD.T
         else:
-            head_DV = declare(self, "head", (D, V), ("embed", "vocab"), EMBEDDING_INIT)
+            head_DV = declare(self, "head", (D, V), ("embed", "vocab"), HEAD_INIT)
         logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
         return constrain(logits_BTV, "batch", "time", "vocab"), cache
 

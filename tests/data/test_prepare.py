@@ -47,8 +47,11 @@ def test_every_document_is_stored_framed_and_counted(make_prepared, byte_tokeniz
     assert prepared.tokenizer_fingerprint == tokenizer.fingerprint
 
 
-def test_without_a_bos_the_eos_of_the_document_before_is_the_start():
-    tokenizer = byte_level()
+def test_without_a_bos_the_eos_of_the_document_before_is_the_start(tmp_path):
+    byte_level().save(tmp_path)
+    settings = {"bos_token": None, "eos_token": "<|endoftext|>"}  # as Qwen's
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = tokenizers.load(tmp_path)
     (document,) = encode_chunk(tokenizer, ["你好"])
     assert tokenizer.bos_id == -1
     expected = [tokenizer.eos_id, *tokenizer.encode("你好"), tokenizer.eos_id]
@@ -255,7 +258,7 @@ def test_an_existing_output_is_kept_unless_told_otherwise(tmp_path, make_prepare
 PREPARE_IN_A_PROCESS = """
 import resource, sys, json
 from llm_jax.errors import DataError
-from llm_jax.data.prepare import PrepareConfig, encode_chunk, prepare
+from llm_jax.data.prepare import PrepareConfig, prepare
 from llm_jax.data.sources import SourceConfig
 path, tokenizer, output, limit = sys.argv[1:]
 if int(limit):
