@@ -10,6 +10,7 @@ one-line errors with the nearest name for files and command line alike (DESIGN.m
 import dataclasses
 import difflib
 import json
+import math
 import os
 import runpy
 import traceback
@@ -94,6 +95,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         raise ConfigError(
             f"{path}={value!r} must be of type {hint.__name__}, not {type(value).__name__}"
         )
+    if hint is float and not math.isfinite(value):  # it would pass every check of a range
+        raise ConfigError(f"{path}={value!r} must be a finite number")
     return value
 
 
@@ -111,11 +114,16 @@ def override(config: T, arguments: Sequence[str]) -> T:
                 f"unexpected argument {word!r}; overrides look like --model.num-layers 8"
             )
         name, equals, text = word[2:].partition("=")
+        keys = name.replace("-", "_").split(".")
+        if keys[0] not in data:
+            raise ConfigError(
+                f"unknown setting --{name}: no {keys[0]!r}; {nearest(keys[0], list(data))}"
+            )
         if not equals:
             if not words:
                 raise ConfigError(f"--{name} needs a value, as in --{name} VALUE")
             text = words.pop(0)
-        _set(data, type(config), name.replace("-", "_").split("."), text, name)
+        _set(data, type(config), keys, text, name)
     return from_dict(type(config), data)
 
 
@@ -153,6 +161,8 @@ def _parse(hint: Any, text: str, name: str) -> Any:
             raise ConfigError(
                 f"--{name}={text!r} must be a number of type {hint.__name__}"
             ) from None
+        if not math.isfinite(number):
+            raise ConfigError(f"--{name}={text!r} must be a finite number")
         if hint is int and number != int(number):
             raise ConfigError(f"--{name}={text!r} must be a whole number")
         return (
@@ -189,6 +199,8 @@ def loads(text: str, cls: type[T], where: str = "config.json") -> T:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: not a config: JSON nested too deep") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: must hold a JSON object")
     kind = data.pop("config", cls.__name__)
@@ -203,8 +215,7 @@ def load(path: str | os.PathLike[str], cls: type[T], overrides: Sequence[str] = 
     if not os.path.isfile(path):
         raise ConfigError(f"config file {path!r} does not exist; see configs/ for the ready ones")
     if path.endswith(".json"):
-        with open(path, encoding="utf-8") as file:
-            return override(loads(file.read(), cls, path), overrides)
+        return override(loads(_read(path), cls, path), overrides)
     if not path.endswith(".py"):
         raise ConfigError(f"config file {path!r} must end in .py or .json")
     try:
@@ -216,12 +227,23 @@ def load(path: str | os.PathLike[str], cls: type[T], overrides: Sequence[str] = 
         config = namespace["config"]()
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         where = f"{path}:{lines[-1]}" if lines else path
-        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
+        told = " ".join(str(error).split())
+        raise ConfigError(f"{where}: {type(error).__name__}: {told}") from error
     if not isinstance(config, cls):
         raise ConfigError(
             f"{path}: config() returned a {type(config).__name__}, but this command needs a {cls.__name__}"
         )
     return override(config, overrides)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"config file {path!r} cannot be read: {error.strerror}") from None

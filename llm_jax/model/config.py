@@ -95,8 +95,9 @@ class ModelConfig:
                 f"model.rope_fraction={self.rope_fraction} of model.head_dim={self.head_dim} rotates "
                 f"{self.rotary_dim} dimensions; the number must be even and above 0"
             )
-        if self.norm_eps <= 0:
-            raise ConfigError(f"model.norm_eps={self.norm_eps} must be above 0")
+        for name in ("norm_eps", "rope_theta"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must be above 0")
 
     @property
     def rotary_dim(self) -> int:

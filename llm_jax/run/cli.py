@@ -5,6 +5,7 @@
 """
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -26,6 +27,9 @@ VERBS = {
     "generate": "continue prompts with a model",
     "verify": "check that a model's files are what was saved",
 }
+
+# causes of an OSError that are the user's to mend
+MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,7 +62,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     except UserError as error:
         if os.environ.get("LLM_JAX_DEBUG") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", str(error).replace("\n", " "), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -66,6 +70,13 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     except BrokenPipeError:  # `llm-jax generate ... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        # the machine, not the program: a disk that is full, a file one may not read
+        if error.errno not in MACHINE or os.environ.get("LLM_JAX_DEBUG") == "1":
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

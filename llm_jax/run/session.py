@@ -9,6 +9,7 @@ A command builds the data plan and the config; the session does the rest, in thi
 import collections
 import contextlib
 import json
+import logging
 import platform
 import socket
 import sys
@@ -58,6 +59,8 @@ from llm_jax.train import (
 from llm_jax.train.metrics import LiveLine, MetricsWriter, Throughput
 from llm_jax.train.stop import StopRequest
 
+log = logging.getLogger(__name__)
+
 VERSIONED = (
     "llm-jax",
     "jax",
@@ -80,6 +83,21 @@ class SampleConfig:
     max_new_tokens: int = 48
     temperature: float = 0.8
     top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        try:
+            self.sampling(seed=0)
+        except ConfigError as error:  # now, not at the first sample hours later
+            raise ConfigError(str(error).replace("sampling.", "samples.")) from None
+
+    def sampling(self, seed: int) -> SamplingConfig:
+        """The same for `generate`."""
+        return SamplingConfig(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,19 +230,19 @@ class RunHooks:
         if jax.process_count() > 1:
             return
         config = self.parts.samples
-        sampling = SamplingConfig(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            seed=step,
+        parts = self.parts
+        texts = generate(
+            params, parts.model, parts.tokenizer, config.prompts, config.sampling(seed=step)
         )
-        texts = generate(params, self.parts.model, self.parts.tokenizer, config.prompts, sampling)
-        folder = self.parts.folder / "samples"
-        folder.mkdir(exist_ok=True)
         shown = [
             f"{prompt}|{made.text}\n" for prompt, made in zip(config.prompts, texts, strict=True)
         ]
-        (folder / f"{step:07d}.txt").write_text("\n".join(shown), encoding="utf-8")
+        path = parts.folder / "samples" / f"{step:07d}.txt"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\n".join(shown), encoding="utf-8")
+        except OSError as error:  # a full disk; the checkpoints decide whether the run can go on
+            log.error("%s cannot be written: %s", path, error.strerror)
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
         """A checkpoint that describes itself."""

@@ -36,6 +36,8 @@ class TrainConfig:
         for name in ("eval_every_steps", "sample_every_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"train.seed={self.seed} must be from 0 to 4294967295")
 
 
 class Hooks(Protocol):

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import logging
 import math
 import time
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
 
 # dense bf16 peak per chip in FLOP/s, from the vendors' data sheets; key: start of jax's device_kind
 PEAK_FLOPS = {
@@ -79,16 +82,27 @@ class MetricsWriter:
             temporary = path.with_suffix(".tmp")
             temporary.write_bytes(b"".join(row + b"\n" for row in rows))
             temporary.replace(path)
-        self.file = path.open("a", encoding="utf-8")
+        self.file = path.open("ab", buffering=0)
+        self.failed = False
 
     def write(self, row: dict[str, Any]) -> None:
-        """One JSON object a line; numbers JSON does not know (NaN, inf) become strings."""
+        """One JSON object a line; numbers JSON does not know (NaN, inf) become strings.
+
+        A full disk loses rows, not the run; the checkpoints decide whether it can go on.
+        """
         safe = {
             k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in row.items()
         }
-        self.file.write(json.dumps(safe) + "\n")
-        self.file.flush()
+        # a line that was cut short is ended first, so that it spoils nothing but itself
+        line = b"\n" * self.failed + json.dumps(safe).encode() + b"\n"
+        try:
+            failed, reason = self.file.write(line) < len(line), "the disk is full"
+        except OSError as error:
+            failed, reason = True, error.strerror
+        if failed and not self.failed:
+            log.error("%s cannot be written: %s; rows are lost until it can", self.path, reason)
+        self.failed = failed
 
     def close(self) -> None:
         """Closes the file; further writes are errors."""

@@ -25,8 +25,9 @@ class OptimizerConfig:
     clip_norm: float = 1.0  # global gradient norm is scaled down to this; 0 turns clipping off
 
     def __post_init__(self) -> None:
-        if self.peak_lr <= 0:
-            raise ConfigError(f"optimizer.peak_lr={self.peak_lr} must be above 0")
+        for name in ("peak_lr", "eps"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"optimizer.{name}={getattr(self, name)} must be above 0")
         for name in ("final_lr_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} must be between 0 and 1")
