@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.errors import ConfigError
 
@@ -120,7 +120,7 @@ def partition_spec(
     return PartitionSpec(*entries)
 
 
-def tree_shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
+def tree_shardings(mesh: Mesh | AbstractMesh, abstract: Any, axes: Any) -> Any:
     """NamedShardings of a tree of shapes, given the tree of logical axis names (tuples) beside it."""
 
     def one(path: Any, leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
@@ -130,12 +130,12 @@ def tree_shardings(mesh: Mesh, abstract: Any, axes: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, abstract, axes)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh, batch_size: int) -> NamedSharding:
     """Sharding of [B, T] arrays: rows over data and fsdp."""
     return NamedSharding(
         mesh, partition_spec(("batch", "time"), (batch_size, 1), mesh, "step.batch_size")

@@ -107,14 +107,12 @@ def test_a_file_is_small_documented_and_well_named(path):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
             assert length <= MAX_FUNCTION_LINES, f"{node.name} is {length} lines"
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Name)
-            and node.func.id == "getattr"
-        ):
-            assert not (isinstance(node.args[0], ast.Name) and node.args[0].id == "config"), (
-                "getattr(config, ...)"
-            )
+        # config.py itself walks the fields of dataclasses it does not know
+        if isinstance(node, ast.Call) and path.name != "config.py":
+            called, subject = node.func, node.args[:1]
+            by_name = isinstance(called, ast.Name) and called.id == "getattr"
+            of_config = [a for a in subject if isinstance(a, ast.Name) and a.id == "config"]
+            assert not (by_name and of_config), "a setting is read as an attribute"
 
 
 def test_importing_llm_jax_loads_neither_jax_nor_any_extra():

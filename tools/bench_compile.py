@@ -13,7 +13,14 @@ import jax.numpy as jnp
 
 from llm_jax.data.batch import Batch
 from llm_jax.model import ModelConfig
-from llm_jax.train import OptimizerConfig, StepConfig, make_optimizer, make_schedule, new_state, train_step
+from llm_jax.train import (
+    OptimizerConfig,
+    StepConfig,
+    make_optimizer,
+    make_schedule,
+    new_state,
+    train_step,
+)
 
 MODEL = ModelConfig(
     vocab_size=4096,

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.errors import ConfigError
 from llm_jax.model.cache import KVCache
@@ -24,9 +25,9 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 def forward(
     params: Params,
     config: ModelConfig,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array,
-    segments_BT: jax.Array,
+    tokens_BT: jax.Array | np.ndarray,
+    positions_BT: jax.Array | np.ndarray,
+    segments_BT: jax.Array | np.ndarray,
     cache: KVCache | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """Next-token logits, float32 [B, T, V], and the cache extended by these tokens.

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from llm_jax.model import ModelConfig, Params, abstract_params, init_params, logical_axes
 from llm_jax.sharding import replicated, tree_shardings
@@ -31,7 +31,7 @@ def new_state(
 
 
 def state_shardings(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh | AbstractMesh
 ) -> TrainState:
     """NamedShardings of the whole state: Adam's moments lie like their parameters, scalars everywhere.
 

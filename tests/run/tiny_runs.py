@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -24,8 +25,15 @@ CLOCK = ("tokens_per_second", "data_wait_share", "seconds_per_step")  # differ f
 class Process:
     """One process of `python -m llm_jax.run.pretrain`."""
 
-    def __init__(self, words: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, words: list[str], environment: dict[str, str], log: Path, largest_file: int
+    ) -> None:
         self.log = log
+
+        def limit() -> None:
+            if largest_file:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
         with open(log.with_suffix(".out"), "w") as out, open(log, "w") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "llm_jax.run.pretrain", *words],
@@ -33,6 +41,7 @@ class Process:
                 env=environment,
                 stdout=out,
                 stderr=errors,
+                preexec_fn=limit,
             )
 
     def send(self, number: signal.Signals) -> None:
@@ -71,8 +80,10 @@ class Run:
         where = ["--run", str(self.folder), "--data.prepared", str(self.prepared)]
         return [CONFIG, *where, *words]
 
-    def start(self, *words: str, devices: int = 1, **environment: str) -> Process:
-        """Starts the command on this many virtual devices."""
+    def start(
+        self, *words: str, devices: int = 1, largest_file: int = 0, **environment: str
+    ) -> Process:
+        """Starts the command on this many virtual devices; `largest_file` limits what it can write."""
         number = len(list(self.folder.parent.glob("*.log")))
         flags = f"--xla_force_host_platform_device_count={devices}"
         if devices > 1:  # programs that few steps use: half the time to compile
@@ -88,6 +99,7 @@ class Run:
                 **environment,
             },
             self.folder.parent / f"{number}.log",
+            largest_file,
         )
 
     def start_processes(

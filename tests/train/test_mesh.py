@@ -52,7 +52,7 @@ def test_kv_heads_that_do_not_fill_the_tensor_axis_are_replicated():
     axes = ("embed", "kv_heads", "head_dim")
     assert partition_spec(axes, (8, 4, 16), Shape)[1] == "tensor"
     assert partition_spec(axes, (8, 2, 16), Shape)[1] is None
-    with pytest.raises(ConfigError, match="kv_heads=3 must be a multiple of mesh.tensor=4"):
+    with pytest.raises(ConfigError, match=r"kv_heads=3 must be a multiple of mesh\.tensor=4"):
         partition_spec(axes, (8, 3, 16), Shape, "key")
 
 

@@ -177,7 +177,7 @@ def test_schedules_reach_their_corners():
 
     def rates(kind):
         schedule = make_schedule(dataclasses.replace(config, schedule=kind), 20)
-        return np.array([float(schedule(step)) for step in range(20)])
+        return np.array([np.asarray(schedule(step)) for step in range(20)])
 
     for kind in ("cosine", "linear", "wsd", "constant"):
         np.testing.assert_allclose(rates(kind)[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
