@@ -5,6 +5,7 @@ silently, so callers compare with the record first; arrays of size zero cannot b
 left out and made again; writing goes on in threads that die with the interpreter, so wait for it.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,9 @@ from orbax.checkpoint import v1 as ocp
 
 ITEM = "state"  # the subfolder that holds the arrays
 TEMPORARY = "*.orbax-checkpoint-tmp*"  # what a killed save leaves behind
+
+# Orbax logs pages of traceback for every write that fails, and raises it as well: the store tells it in a line
+logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
 
 def start_writing(folder: str | os.PathLike[str], leaves: Mapping[str, Any]) -> Any:

@@ -157,6 +157,8 @@ def find_files(path: str) -> list[str]:
         for folder, folders, names in os.walk(path):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             found += [os.path.join(folder, n) for n in names if not n.startswith(".")]
+        if not found:
+            raise DataError(f"path {path!r} is an empty folder; give one with text in it")
         return sorted(found)
     matches = sorted(m for m in glob.glob(path, recursive=True) if os.path.isfile(m))
     if not matches:

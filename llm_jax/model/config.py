@@ -62,12 +62,10 @@ class ModelConfig:
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matrix products
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored parameters
-    remat: Literal["none", "dots", "full"] = (
-        "none"  # recomputed in backward: nothing, all but matmuls, all
-    )
-    attention: Literal["auto", "reference", "xla_chunked"] = (
-        "auto"  # implementation, see kernels/attention
-    )
+    # recomputed in backward: nothing, all but matrix products and attention, or all of a layer
+    remat: Literal["none", "dots", "full"] = "none"
+    # implementation, see kernels/attention; auto chooses by device and length
+    attention: Literal["auto", "reference", "xla_chunked"] = "auto"
 
     def __post_init__(self) -> None:
         for name in (

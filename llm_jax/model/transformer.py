@@ -14,9 +14,14 @@ from llm_jax.model.layers import HEAD_INIT, Mlp, Norm, declare, embedding_init
 from llm_jax.model.positions import rope_tables
 from llm_jax.sharding import constrain
 
-# what backward keeps instead of recomputing; `full` keeps only each layer's input
+# What backward keeps instead of recomputing. `dots` adds to the matrix products what attention names:
+# its products are inside a custom gradient, and running it forward twice is dear. `full` keeps only
+# each layer's input.
 REMAT_POLICIES: dict[str, Callable[..., Any]] = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -13,7 +13,7 @@ from llm_jax import tokenizer as tokenizers
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataConfig, DataPlan
 from llm_jax.data.shards import Prepared, open_prepared
-from llm_jax.errors import ConfigError
+from llm_jax.errors import ConfigError, DataError
 from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_split
 from llm_jax.model import ModelConfig
 from llm_jax.run import cli
@@ -52,7 +52,13 @@ class PretrainConfig:
 def pretrain(config: PretrainConfig, console: Console, take_over: bool = False) -> TrainState:
     """Runs a pretraining session; see `train_session`."""
     prepared = open_prepared(config.data.prepared)
-    tokenizer = tokenizers.load(Path(config.data.prepared) / "tokenizer")
+    tokenizer = tokenizers.load(prepared.tokenizer_folder)
+    if tokenizer.fingerprint != prepared.tokenizer_fingerprint:
+        raise DataError(
+            f"{prepared.tokenizer_folder}: not the tokenizer that the data was prepared with (fingerprint "
+            f"{tokenizer.fingerprint[:12]}, the manifest says {prepared.tokenizer_fingerprint[:12]}); put that one "
+            "back, or prepare the data again"
+        )
     check_vocabulary(config, prepared)
     plan = DataPlan(config.data, prepared)
     parts = Parts(
