@@ -3,10 +3,10 @@
 #   PYTHON=python3.12   another interpreter        VENV=.venv-3.12   another place
 #   EXTRAS=dev          what to install besides the core
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) # the caller's folder stays: arguments may be relative to it
 
 PYTHON=${PYTHON:-python3}
-VENV=${VENV:-.venv}
+VENV=$root/${VENV:-.venv}
 EXTRAS=${EXTRAS:-}
 
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -20,12 +20,12 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 fi
 
 minor=$("$PYTHON" -c 'import sys; print("3.11" if sys.version_info[:2] == (3, 11) else "3.12")')
-constraints=tools/constraints-$minor.txt
+constraints=$root/tools/constraints-$minor.txt
 # one stamp per state of the files that decide what is installed; extras add up
-stamp="$VENV/.llm_jax-$(cat pyproject.toml "$constraints" | cksum | cut -d' ' -f1)-${EXTRAS:-core}"
+stamp="$VENV/.llm_jax-$(cat "$root/pyproject.toml" "$constraints" | cksum | cut -d' ' -f1)-${EXTRAS:-core}"
 if [ ! -e "$stamp" ]; then
-  echo "setting up $VENV ($("$PYTHON" --version), first time only)"
-  target=".${EXTRAS:+[$EXTRAS]}"
+  echo "setting up ${VENV#"$root"/} ($("$PYTHON" --version), first time only)"
+  target="$root${EXTRAS:+[$EXTRAS]}"
   if command -v uv >/dev/null 2>&1; then
     [ -x "$VENV/bin/python" ] || uv venv --quiet --seed --python "$PYTHON" "$VENV"
     uv pip install --quiet --python "$VENV/bin/python" --constraint "$constraints" --editable "$target"
@@ -36,4 +36,4 @@ if [ ! -e "$stamp" ]; then
   fi
   touch "$stamp"
 fi
-PATH="$PWD/$VENV/bin:$PATH"
+PATH="$VENV/bin:$PATH"

@@ -16,5 +16,6 @@ case "${1:-}" in
       python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" "transformers>=5,<6"
     ;;
 esac
+cd "$root"
 # two at a time, whole files each, so that fixtures compile once
 exec python -m pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"
