@@ -191,7 +191,8 @@ def brief(error: BaseException) -> str:
     """The first cause of an exception in one line of bearable length; storage libraries write pages."""
     cause = _chain(error)[-1]
     text = " ".join(f"{type(cause).__name__}: {cause}".split())
-    return text if len(text) <= 300 else text[:297] + "..."
+    # both ends: what was done stands at the start, why it failed at the end, long paths between
+    return text if len(text) <= 300 else f"{text[:120]} ... {text[-175:]}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -193,7 +193,7 @@ def test_max_bytes_stops_a_source(tmp_path):
     ("files", "settings", "message"),
     [
         ({}, {"path": "nowhere.txt"}, "does not exist"),
-        ({}, {}, "cannot tell the format"),
+        ({}, {}, "is an empty folder"),
         ({"a.txt": "x", "b.jsonl": "{}"}, {}, "mixes jsonl, text files; set format"),
         ({"a.txt": "x"}, {"format": "parquet"}, r"no .parquet files"),
         ({"a.exe": "x"}, {}, "files end in .txt"),
