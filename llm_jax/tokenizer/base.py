@@ -89,6 +89,21 @@ def digest(parts: dict) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
+def model_fingerprint(
+    kind: str, rules: int, model: bytes, roles: tuple[int, int, int], special: frozenset[int]
+) -> str:
+    """Fingerprint of a model file, its BOS, EOS and PAD, its special ids, and our rules for them."""
+    return digest(
+        {
+            "format": kind,
+            "rules": rules,
+            "model": hashlib.sha256(model).hexdigest(),
+            "roles": list(roles),
+            "special": sorted(special),
+        }
+    )
+
+
 def start_id(tokenizer: Tokenizer) -> int:
     """What the first token of a document is predicted from: BOS, or the EOS of the document before.
 

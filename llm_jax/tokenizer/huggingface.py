@@ -5,7 +5,6 @@ document. Here markers are never matched (`encode_special_tokens`), and where th
 spell one, as a unigram list with `</s>` in it does, the text is cut inside the marker.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from tokenizers import pre_tokenizers
 from llm_jax.errors import DataError
 from llm_jax.tokenizer import files as tokenizer_files
 from llm_jax.tokenizer import specials
-from llm_jax.tokenizer.base import digest, replace_surrogates
+from llm_jax.tokenizer.base import model_fingerprint, replace_surrogates
 
 # Looked up among the special tokens, in this order, where no companion file names the role.
 # GPT-2 and GPT-NeoX use <|endoftext|> for both ends.
@@ -60,18 +59,18 @@ class HuggingFaceTokenizer:
         usual = {role: self._first(USUAL.get(role, ()), special) for role in specials.ROLES}
         usual["unk_token"] = self._model_unknown(description["model"])
         ids = {role: declared.resolve(role, self.id_of, usual[role]) for role in specials.ROLES}
-        self._bos_id, self._eos_id, self._pad_id = (
+        self.bos_id, self.eos_id, self.pad_id = (
             ids[role] for role in ("bos_token", "eos_token", "pad_token")
         )
         self._unk_id = ids["unk_token"]
-        if self._eos_id < 0:
+        if self.eos_id < 0:
             raise DataError(
                 f"{where}: has no end-of-text id that could be guessed; "
                 "name one as eos_token in tokenizer_config.json beside it"
             )
         flagged = {self.id_of(piece) for piece in special} - {self._unk_id}
         flagged |= declared.special & self._pieces.keys()
-        flagged |= {self._bos_id, self._eos_id, self._pad_id}
+        flagged |= {self.bos_id, self.eos_id, self.pad_id}
         self.special_ids = frozenset(flagged - {-1})
         # the unknown id is what unknown text rightly becomes, even where a file uses it as padding
         self._never_V = np.zeros(self.vocab_size, bool)
@@ -92,33 +91,11 @@ class HuggingFaceTokenizer:
         return max(self._pieces) + 1
 
     @property
-    def bos_id(self) -> int:
-        """Id put before every document, or -1."""
-        return self._bos_id
-
-    @property
-    def eos_id(self) -> int:
-        """Id put after every document."""
-        return self._eos_id
-
-    @property
-    def pad_id(self) -> int:
-        """Id that fills rows, or -1."""
-        return self._pad_id
-
-    @property
     def fingerprint(self) -> str:
         """Hex digest of the model's bytes, the special ids and our rules; not of where it lies."""
+        roles = (self.bos_id, self.eos_id, self.pad_id)
         model = self._files[tokenizer_files.HUGGING_FACE]
-        return digest(
-            {
-                "format": "tokenizer.json",
-                "rules": ENCODING_RULES,
-                "model": hashlib.sha256(model).hexdigest(),
-                "roles": [self._bos_id, self._eos_id, self._pad_id],
-                "special": sorted(self.special_ids),
-            }
-        )
+        return model_fingerprint("tokenizer.json", ENCODING_RULES, model, roles, self.special_ids)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, no BOS or EOS."""

@@ -5,7 +5,6 @@ companion files or by their look become control symbols, which SentencePiece doe
 and the unknown id reads as U+FFFD instead of " ⁇ ".
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sentencepiece import sentencepiece_model_pb2 as schema
 from llm_jax.errors import DataError
 from llm_jax.tokenizer import files as tokenizer_files
 from llm_jax.tokenizer import specials
-from llm_jax.tokenizer.base import digest, replace_surrogates
+from llm_jax.tokenizer.base import model_fingerprint, replace_surrogates
 
 SPACE_MARK = (
     "\u2581"  # how pieces spell a space; text that holds this character itself is rare but real
@@ -59,15 +58,15 @@ class SentencePieceTokenizer:
             reason = " ".join(str(error).split())
             raise DataError(f"{where}: not a usable SentencePiece model: {reason}") from None
         self._pieces = [(piece.piece, piece.type) for piece in proto.pieces]
-        self._bos_id = declared.resolve("bos_token", self.id_of, self._processor.bos_id())
-        self._eos_id = declared.resolve("eos_token", self.id_of, self._processor.eos_id())
-        self._pad_id = declared.resolve("pad_token", self.id_of, self._processor.pad_id())
-        if self._eos_id < 0:
+        self.bos_id = declared.resolve("bos_token", self.id_of, self._processor.bos_id())
+        self.eos_id = declared.resolve("eos_token", self.id_of, self._processor.eos_id())
+        self.pad_id = declared.resolve("pad_token", self.id_of, self._processor.pad_id())
+        if self.eos_id < 0:
             raise DataError(
                 f"{where}: has no end-of-text id; name one as eos_token in tokenizer_config.json"
             )
         control = {id for id, (_, type) in enumerate(self._pieces) if type == _Type.CONTROL}
-        roles = {self._bos_id, self._eos_id, self._pad_id} - {-1}
+        roles = {self.bos_id, self.eos_id, self.pad_id} - {-1}
         self.special_ids = frozenset(control | roles | self._added.keys())
         self._mark_ids = self._space_mark_ids(proto.normalizer_spec)
         names = type(proto.trainer_spec).ModelType
@@ -79,33 +78,11 @@ class SentencePieceTokenizer:
         return max(self._added, default=self._num_pieces - 1) + 1
 
     @property
-    def bos_id(self) -> int:
-        """Id put before every document, or -1."""
-        return self._bos_id
-
-    @property
-    def eos_id(self) -> int:
-        """Id put after every document."""
-        return self._eos_id
-
-    @property
-    def pad_id(self) -> int:
-        """Id that fills rows, or -1."""
-        return self._pad_id
-
-    @property
     def fingerprint(self) -> str:
         """Hex digest of the model's bytes, the special ids and our rules; not of where it lies."""
+        roles = (self.bos_id, self.eos_id, self.pad_id)
         model = self._files[tokenizer_files.SENTENCEPIECE]
-        return digest(
-            {
-                "format": "sentencepiece",
-                "rules": ENCODING_RULES,
-                "model": hashlib.sha256(model).hexdigest(),
-                "roles": [self._bos_id, self._eos_id, self._pad_id],
-                "special": sorted(self.special_ids),
-            }
-        )
+        return model_fingerprint("sentencepiece", ENCODING_RULES, model, roles, self.special_ids)
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, no BOS or EOS."""

@@ -67,8 +67,9 @@ def plant(folder, seconds_ago, **changes):
 
 def test_a_number_that_another_process_got_later_is_not_the_owner(tmp_path):
     plant(tmp_path, 0, started="1")
-    with RunLock(tmp_path):
-        pass
+    with RunLock(tmp_path) as lock:
+        lock.check()
+    assert not (tmp_path / "run.lock").exists()
 
 
 def test_the_owner_on_another_machine_is_judged_by_its_heartbeat(tmp_path):
@@ -103,8 +104,12 @@ def test_a_heartbeat_touches_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.01)
     with RunLock(tmp_path):
         os.utime(tmp_path / "run.lock", (1, 1))
-        while (tmp_path / "run.lock").stat().st_mtime < 2:
+        touched = False
+        for _ in range(1000):
+            if touched := (tmp_path / "run.lock").stat().st_mtime > 2:
+                break
             time.sleep(0.01)
+        assert touched
 
 
 def test_a_run_folder_below_a_file_is_a_one_line_error(tmp_path):
