@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from llm_jax.kernels.attention import flash_attention
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.layers import declare, fan_in, residual_scale
+from llm_jax.model.layers import add_bias, fan_in, matrix, residual_scale
 from llm_jax.model.positions import alibi_slopes, rotate
 from llm_jax.sharding import constrain
 
@@ -64,24 +64,18 @@ class Attention(nn.Module):
         )
         out_BTNH = constrain(out_BTNH, "batch", "time", "heads", "head_dim")
         out_init = fan_in(residual_scale(config), (0, 1), (2,))
-        out_NHD = declare(self, "out", (N, H, D), ("heads", "head_dim", "embed"), out_init)
+        out_NHD = matrix(self, "out", (N, H, D), ("heads", "head_dim", "embed"), out_init)
         out_BTD = jnp.einsum("BTNH,NHD->BTD", out_BTNH, out_NHD)
         if config.attention_bias == "qkvo":
-            out_BTD = (
-                out_BTD
-                + declare(self, "out_bias", (D,), ("act_embed",), nn.initializers.zeros)[None, None]
-            )
+            out_BTD = add_bias(self, "out_bias", out_BTD, ("act_embed",))
         return out_BTD, layer_cache
 
     def project(self, name: str, x_BTD: jax.Array, heads: int, axis: str) -> jax.Array:
         """x W (+ b), split into heads: [B, T, D] -> [B, T, heads, H]."""
         D, H = self.config.embed_dim, self.config.head_dim
         init = fan_in(1.0, (0,), (1, 2))
-        w_DNH = declare(self, name, (D, heads, H), ("embed", axis, "head_dim"), init)
+        w_DNH = matrix(self, name, (D, heads, H), ("embed", axis, "head_dim"), init)
         y_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, w_DNH)
         if self.config.attention_bias != "none":
-            bias_NH = declare(
-                self, f"{name}_bias", (heads, H), (axis, "head_dim"), nn.initializers.zeros
-            )
-            y_BTNH = y_BTNH + bias_NH[None, None]
+            y_BTNH = add_bias(self, f"{name}_bias", y_BTNH, (axis, "head_dim"))
         return constrain(y_BTNH, "batch", "time", axis, "head_dim")

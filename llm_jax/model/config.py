@@ -23,6 +23,15 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.factor < 1:
             raise ConfigError(f"model.rope_scaling.factor={self.factor} must be at least 1")
+        if self.kind == "llama3" and self.high_frequency_factor <= self.low_frequency_factor:
+            raise ConfigError(
+                f"model.rope_scaling.high_frequency_factor={self.high_frequency_factor} must be above "
+                f"low_frequency_factor={self.low_frequency_factor}: between them lies the blend"
+            )
+        if self.kind == "yarn" and self.beta_fast <= self.beta_slow:
+            raise ConfigError(
+                f"model.rope_scaling.beta_fast={self.beta_fast} must be above beta_slow={self.beta_slow}"
+            )
         if self.kind in ("llama3", "yarn") and self.original_max_seq_len < 1:
             raise ConfigError(
                 f"model.rope_scaling.original_max_seq_len must be set for kind={self.kind!r}: "
@@ -60,7 +69,9 @@ class ModelConfig:
     )
     rope_scaling: RopeScaling = RopeScaling()
 
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matrix products
+    # of activations and matrix products; float32 products use the device's default precision, which on
+    # TPUs and newer GPUs is below float32 (jax_default_matmul_precision raises it)
+    dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"  # of the stored parameters
     # recomputed in backward: nothing, all but matrix products and attention, or all of a layer
     remat: Literal["none", "dots", "full"] = "none"

@@ -1,4 +1,4 @@
-"""Norms, linear maps, MLP, embedding. Every parameter is declared with shape, axes and initialiser on one line."""
+"""Norms, linear maps, MLP, embedding. Parameters are declared with shape, axes and initialiser on one line."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -76,11 +76,28 @@ class Named(nn.meta.AxisMetadata[jax.Array]):
 def declare(
     module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str], init: Initializer
 ) -> jax.Array:
-    """Declares a parameter with its logical axes and returns it in the dtype of the computation."""
+    """Declares a parameter with its logical axes and returns it as it is stored."""
     config = cast(Any, module).config
     boxed = lambda *arguments: Named(init(*arguments), tuple(axes))  # noqa: E731
     value = module.param(name, boxed, tuple(shape), jnp.dtype(config.param_dtype))
-    return cast(jax.Array, value).astype(config.dtype)
+    return cast(jax.Array, value)
+
+
+def matrix(
+    module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str], init: Initializer
+) -> jax.Array:
+    """Declares a factor of a matrix product and returns it in the dtype of the computation.
+
+    Only these are cast before use. The gradient of anything else is a sum over tokens, and in bf16 a
+    sum of ones stops at 256: embeddings, scales and biases are used in float32 and cast after.
+    """
+    return declare(module, name, shape, axes, init).astype(cast(Any, module).config.dtype)
+
+
+def add_bias(module: nn.Module, name: str, x: jax.Array, axes: Sequence[str]) -> jax.Array:
+    """x plus a declared bias over its axes after batch and time."""
+    bias = declare(module, name, x.shape[2:], axes, nn.initializers.zeros)
+    return (x.astype(jnp.float32) + bias[None, None]).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -96,13 +113,10 @@ class Norm(nn.Module):
         if config.norm != "rms":
             x = x - jnp.mean(x, axis=-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.norm_eps)
-        x = (
-            x.astype(config.dtype)
-            * declare(self, "scale", (dim,), ("act_embed",), nn.initializers.ones)[None, None]
-        )
+        x = x * declare(self, "scale", (dim,), ("act_embed",), nn.initializers.ones)[None, None]
         if config.norm == "layer":
-            x = x + declare(self, "bias", (dim,), ("act_embed",), nn.initializers.zeros)[None, None]
-        return x
+            x = add_bias(self, "bias", x, ("act_embed",))
+        return x.astype(config.dtype)
 
 
 class Mlp(nn.Module):
@@ -116,29 +130,17 @@ class Mlp(nn.Module):
         config = self.config
         D, F = config.embed_dim, config.mlp_dim
         up_init, down_init = fan_in(1.0, (0,), (1,)), fan_in(residual_scale(config), (0,), (1,))
-        h_BTF = x_BTD @ declare(self, "up", (D, F), ("embed", "mlp"), up_init)
+        h_BTF = x_BTD @ matrix(self, "up", (D, F), ("embed", "mlp"), up_init)
         if config.mlp_bias:
-            h_BTF = (
-                h_BTF + declare(self, "up_bias", (F,), ("mlp",), nn.initializers.zeros)[None, None]
-            )
+            h_BTF = add_bias(self, "up_bias", h_BTF, ("mlp",))
         activation = ACTIVATIONS[config.activation]
         if config.mlp == "gated":
-            gate_BTF = x_BTD @ declare(self, "gate", (D, F), ("embed", "mlp"), up_init)
+            gate_BTF = x_BTD @ matrix(self, "gate", (D, F), ("embed", "mlp"), up_init)
             if config.mlp_bias:
-                gate_BTF = (
-                    gate_BTF
-                    + declare(self, "gate_bias", (F,), ("mlp",), nn.initializers.zeros)[None, None]
-                )
+                gate_BTF = add_bias(self, "gate_bias", gate_BTF, ("mlp",))
             h_BTF = activation(gate_BTF) * h_BTF
         else:
             h_BTF = activation(h_BTF)
         h_BTF = constrain(h_BTF, "batch", "time", "mlp")
-        out_BTD = h_BTF @ declare(self, "down", (F, D), ("mlp", "embed"), down_init)
-        if config.mlp_bias:
-            out_BTD = (
-                out_BTD
-                + declare(self, "down_bias", (D,), ("act_embed",), nn.initializers.zeros)[
-                    None, None
-                ]
-            )
-        return out_BTD
+        out_BTD = h_BTF @ matrix(self, "down", (F, D), ("mlp", "embed"), down_init)
+        return add_bias(self, "down_bias", out_BTD, ("act_embed",)) if config.mlp_bias else out_BTD

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from llm_jax.model.attention import Attention, Context
 from llm_jax.model.cache import KVCache
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.layers import HEAD_INIT, Mlp, Norm, declare, embedding_init
+from llm_jax.model.layers import HEAD_INIT, Mlp, Norm, declare, embedding_init, matrix
 from llm_jax.model.positions import rope_tables
 from llm_jax.sharding import constrain
 
@@ -67,20 +67,16 @@ class Transformer(nn.Module):
         """Returns float32 logits [B, T, V] and the cache with this call's tokens in it."""
         config = self.config
         V, D = config.vocab_size, config.embed_dim
-        embedding_VD = declare(
-            self, "embedding", (V, D), ("vocab", "embed"), embedding_init(config)
-        )
-        x_BTD = jnp.take(embedding_VD, tokens_BT, axis=0)
+        init = embedding_init(config)
+        embedding_VD = declare(self, "embedding", (V, D), ("vocab", "embed"), init)
+        # Gathered over fsdp first: left to itself, SPMD splits the look-up's result by embed, and then
+        # gathers the residual of the global batch on every device.
+        x_BTD = jnp.take(constrain(embedding_VD, "vocab", None), tokens_BT, axis=0)
         if config.position == "learned":
-            table = declare(
-                self,
-                "positions",
-                (config.max_seq_len, D),
-                ("time", "embed"),
-                embedding_init(config),
-            )
-            x_BTD = x_BTD + jnp.take(table, positions_BT, axis=0)
-        x_BTD = constrain(x_BTD, "batch", "time", "act_embed")
+            size = config.max_seq_len
+            positions_TD = declare(self, "positions", (size, D), ("time", "embed"), init)
+            x_BTD = x_BTD + jnp.take(constrain(positions_TD, None, None), positions_BT, axis=0)
+        x_BTD = constrain(x_BTD.astype(config.dtype), "batch", "time", "act_embed")
 
         context, cache = make_context(config, positions_BT, segments_BT, cache)
         block = Block
@@ -102,9 +98,9 @@ class Transformer(nn.Module):
 
         x_BTD = Norm(config, name="final_norm")(x_BTD)
         if config.tied_embeddings:
-            head_DV = embedding_VD.T
+            head_DV = embedding_VD.T.astype(config.dtype)
         else:
-            head_DV = declare(self, "head", (D, V), ("embed", "vocab"), HEAD_INIT)
+            head_DV = matrix(self, "head", (D, V), ("embed", "vocab"), HEAD_INIT)
         logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
         return constrain(logits_BTV, "batch", "time", "vocab"), cache
 

@@ -19,7 +19,9 @@ from llm_jax.model import (
     init_params,
     logical_axes,
 )
-from llm_jax.model.positions import alibi_slopes, rope_frequencies
+from llm_jax.model.layers import Norm
+from llm_jax.model.positions import alibi_slopes, rope_amplitude, rope_frequencies
+from llm_jax.train.loss import token_loss
 from tests.model import numpy_decoder
 from tests.tiny import BLOOM, FAMILIES, GPT2, LLAMA, random_batch
 
@@ -152,15 +154,51 @@ def test_rope_scaling_stretches_long_waves_and_keeps_short_ones():
 
 
 def test_llama3_scaling_gives_the_published_blend_in_the_middle():
-    # by hand from Llama 3.1's rule: wavelength 4096 of 8192 turns twice; kept share (2 - 1) / (4 - 1) = 1/3
+    # theta chosen so that the second pair has wavelength 4096: two turns in 8192 positions, so by
+    # Llama 3.1's rule it keeps (2 - 1) / (4 - 1) = 1/3 of itself
     scaling = RopeScaling(kind="llama3", factor=8.0, original_max_seq_len=8192)
-    config = dataclasses.replace(LLAMA, head_dim=2, rope_theta=1.0, rope_scaling=scaling)
-    from llm_jax.model.positions import _llama3
+    theta = (4096 / (2 * math.pi)) ** 2
+    config = dataclasses.replace(LLAMA, head_dim=4, rope_theta=theta, rope_scaling=scaling)
+    expected = 2 * math.pi / 4096 * (1 / 3 + 2 / 3 / 8)
+    np.testing.assert_allclose(rope_frequencies(config)[1], expected, rtol=1e-6)
 
-    frequency = np.array([2 * math.pi / 4096])
-    np.testing.assert_allclose(
-        _llama3(frequency, config.rope_scaling), frequency * (1 / 3 + 2 / 3 / 8)
-    )
+
+def test_yarn_blends_linearly_between_its_two_dimensions_and_warms_attention():
+    # by hand, for 64 rotated dimensions, theta 5e5, 8192 positions: 32 turns fall on dimension
+    # 64 ln(8192 / (32 * 2 pi)) / (2 ln 5e5) = 9.04 -> 9, one turn on 17.49 -> 18; pair 12 is a third of the way
+    scaling = RopeScaling(kind="yarn", factor=8.0, original_max_seq_len=8192)
+    config = dataclasses.replace(LLAMA, head_dim=64, rope_theta=5e5, rope_scaling=scaling)
+    plain = 5e5 ** (-2 * 12 / 64)
+    np.testing.assert_allclose(rope_frequencies(config)[12], plain * (2 / 3 + 1 / 3 / 8), rtol=1e-6)
+    assert rope_amplitude(config) == pytest.approx(1 + 0.1 * math.log(8))
+    assert rope_amplitude(LLAMA) == 1
+
+
+def test_in_bfloat16_gradients_that_are_sums_over_tokens_keep_counting_past_256():
+    config = dataclasses.replace(LLAMA, dtype="bfloat16")
+    ones_BTD = jnp.ones((4, 1024, 32), jnp.bfloat16)
+    norm = Norm(config)
+    variables = norm.init(jax.random.key(0), ones_BTD)
+    gradient = jax.grad(lambda v: norm.apply(v, ones_BTD).astype(jnp.float32).sum())(variables)
+    np.testing.assert_allclose(gradient["params"]["scale"].unbox(), 4 * 1024, rtol=1e-3)
+
+
+def test_in_bfloat16_a_frequent_token_keeps_its_gradient():
+    batch = random_batch(seed=9, rows=8, length=64)
+    batch.tokens_BT[:, ::2] = 7
+
+    def gradient(config):
+        def loss(params):
+            logits, _ = forward(
+                params, config, batch.tokens_BT, batch.positions_BT, batch.segments_BT
+            )
+            return token_loss(logits, batch.targets_BT, batch.loss_mask_BT).nats
+
+        params = init_params(LLAMA, jax.random.key(0))
+        return np.asarray(jax.jit(jax.grad(loss))(params)["embedding"][7])
+
+    exact, rough = gradient(LLAMA), gradient(dataclasses.replace(LLAMA, dtype="bfloat16"))
+    assert np.linalg.norm(rough - exact) < 0.02 * np.linalg.norm(exact)
 
 
 def test_wrong_shapes_are_told_before_any_maths():

@@ -24,6 +24,8 @@ def run_worker(module: str, *words: str, devices: int = 8) -> dict:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    # XLA says so where it has to gather a whole array because two shardings do not meet
+    assert "Involuntary" not in done.stderr, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -36,7 +38,8 @@ def test_three_steps_on_every_mesh_equal_one_device_with_one_compilation(family)
             result["losses"], results["1x1x1"]["losses"], rtol=1e-5, err_msg=mesh
         )
         assert result["compilations"] == 1, mesh
-    assert results["1x1x1"]["losses"][2] < results["1x1x1"]["losses"][0] + 0.5
+    losses = results["1x1x1"]["losses"]
+    assert len(set(losses)) == 3, "the steps did something"
     assert results["1x8x1"]["part"] == 1 / 8, "fsdp splits the parameters"
     assert results["8x1x1"]["part"] == 1, "data replicates them"
     assert results["2x2x2"]["part"] == 1 / 4
