@@ -10,8 +10,8 @@ Expect:  134,105,856 parameters, 1.6 GB of parameters and optimizer state over a
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataConfig
 from llm_jax.model import ModelConfig
+from llm_jax.run.parts import BEST_METRIC
 from llm_jax.run.pretrain import PretrainConfig
-from llm_jax.run.session import BEST_METRIC
 from llm_jax.sharding import MeshConfig
 from llm_jax.train import OptimizerConfig, StepConfig, TrainConfig
 
@@ -33,7 +33,7 @@ def config() -> PretrainConfig:
         ),
         data=DataConfig(prepared="data/main", seq_len=2048, workers=2),
         optimizer=OptimizerConfig(peak_lr=6e-4, warmup_steps=200),
-        step=StepConfig(batch_size=256, z_loss=1e-4),
+        step=StepConfig(batch_size=256, micro_batches=4, z_loss=1e-4),
         train=TrainConfig(steps=4_800, eval_every_steps=500, sample_every_steps=500),
         mesh=MeshConfig(data=-1, fsdp=1, tensor=1),
         checkpoint=CheckpointConfig(save_every_steps=500, best_metric=BEST_METRIC),

@@ -8,8 +8,8 @@ Expect:  6,738,415,616 parameters, 80.9 GB of parameters and optimizer state ove
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataConfig
 from llm_jax.model import ModelConfig
+from llm_jax.run.parts import BEST_METRIC
 from llm_jax.run.pretrain import PretrainConfig
-from llm_jax.run.session import BEST_METRIC
 from llm_jax.sharding import MeshConfig
 from llm_jax.train import OptimizerConfig, StepConfig, TrainConfig
 

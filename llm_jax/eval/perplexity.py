@@ -45,7 +45,7 @@ class Score:
     bytes: int
     characters: int
     nats: float  # summed over the tokens
-    # 2.5 % and 97.5 % quantiles; both NaN for fewer than two documents, which cannot be resampled
+    # 2.5 % and 97.5 % quantiles; both NaN where nothing was resampled
     bits_per_byte_interval: tuple[float, float] = (math.nan, math.nan)
     bits_per_character_interval: tuple[float, float] = (math.nan, math.nan)
 
@@ -241,14 +241,15 @@ def bootstrap_sums(columns: np.ndarray, samples: int, seed: tuple[int, ...]) -> 
     """Column sums of `samples` resamples of the rows, with replacement: [samples, columns]."""
     random = np.random.default_rng(seed)
     n = len(columns)
-    return np.stack([columns[random.integers(n, size=n)].sum(axis=0) for _ in range(samples)])
+    sums = [columns[random.integers(n, size=n)].sum(axis=0) for _ in range(samples)]
+    return np.array(sums).reshape(samples, columns.shape[1])
 
 
 def _score(columns: np.ndarray, tokens: np.ndarray, resampled: np.ndarray) -> Score:
     """Sums and intervals from per-document columns and resampled sums (nats, bytes, characters)."""
     nats, num_bytes, num_characters = columns.sum(axis=0)
     intervals = [(math.nan, math.nan)] * 2
-    if len(columns) > 1:
+    if len(columns) > 1 and len(resampled):
         intervals = [
             tuple(np.quantile(resampled[:, 0] / LN2 / resampled[:, c], (0.025, 0.975)).tolist())
             for c in (1, 2)

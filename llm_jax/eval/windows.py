@@ -31,16 +31,22 @@ class EvalConfig:
     batch_size: int = 8  # rows scored at once; on a mesh rounded up to what its devices can share
     max_documents: int = 0  # of every source, drawn by seed; 0: all
     max_tokens: int = 0  # of every source; the last document is cut to fit; 0: all
-    bootstrap_samples: int = 1000  # resamples of the documents behind the confidence intervals
+    bootstrap_samples: int = 1000  # resamples behind the confidence intervals; 0: no intervals
     seed: int = 0  # of the choice of documents and of the bootstrap
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "stride", "max_documents", "max_tokens", "seed"):
+        for name in (
+            "seq_len",
+            "stride",
+            "max_documents",
+            "max_tokens",
+            "bootstrap_samples",
+            "seed",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"eval.{name}={getattr(self, name)} must be 0 or above")
-        for name in ("batch_size", "bootstrap_samples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"eval.{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size < 1:
+            raise ConfigError(f"eval.batch_size={self.batch_size} must be at least 1")
         if self.seq_len and self.stride > self.seq_len:
             raise ConfigError(
                 f"eval.stride={self.stride} must be at most eval.seq_len={self.seq_len}, "

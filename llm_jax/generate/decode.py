@@ -26,7 +26,7 @@ from llm_jax.generate.sampling import SamplingConfig, row_keys, sample
 from llm_jax.generate.text_stream import TextStream
 from llm_jax.model import KVCache, ModelConfig, Params, forward, init_cache
 from llm_jax.sharding import constrain
-from llm_jax.tokenizer.base import Tokenizer
+from llm_jax.tokenizer.base import Tokenizer, start_id
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +95,8 @@ def stream(
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """BOS and the prompt's ids. Without a BOS an empty prompt is the EOS that ends the document before."""
-    ids = tokenizer.encode(prompt)
-    if tokenizer.bos_id >= 0:
-        return [tokenizer.bos_id, *ids]
-    return ids or [tokenizer.eos_id]
+    """The start token and the prompt's ids, as every document begins in training."""
+    return [start_id(tokenizer), *tokenizer.encode(prompt)]
 
 
 def check_lengths(

@@ -7,14 +7,16 @@ It runs the commands a user would type, and prints each before it runs: there is
 through the code than theirs, and its folder can be resumed, measured and looked into like any other.
 """
 
+import json
 import shlex
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from llm_jax import config as config_files
+from llm_jax.checkpoint.run_folder import steps_in
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataConfig, SourceWeight
 from llm_jax.errors import ConfigError
@@ -26,8 +28,8 @@ from llm_jax.run import eval as eval_command
 from llm_jax.run import generate as generate_command
 from llm_jax.run import pretrain as pretrain_command
 from llm_jax.run import tokenizer as tokenizer_command
+from llm_jax.run.parts import BEST_METRIC, SampleConfig
 from llm_jax.run.pretrain import PretrainConfig
-from llm_jax.run.session import BEST_METRIC, SampleConfig
 from llm_jax.sharding import MeshConfig
 from llm_jax.train import OptimizerConfig, StepConfig, TrainConfig
 
@@ -79,6 +81,32 @@ class Stage(NamedTuple):
     title: str
     verb: str
     words: list[str]
+    makes: str = (
+        ""  # a folder that appears when the command is done; the demo then need not repeat it
+    )
+
+
+def settle(root: Path, settings: dict[str, Any]) -> None:
+    """Makes the demo's folder, or checks that what is there is a demo of the same settings, to go on with.
+
+    Raises:
+      ConfigError: the folder holds something else.
+    """
+    note = root / "demo.json"
+    try:
+        if root.exists() and any(root.iterdir()):
+            if note.exists() and json.loads(note.read_text(encoding="utf-8")) == settings:
+                return
+            raise ConfigError(
+                f"--run {root}: holds {'a demo with other settings' if note.exists() else 'something else'}; "
+                "choose another folder, or remove it"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"--run {root}: cannot be used: {error}; choose another folder") from None
 
 
 def stages(root: Path, sources: list[str], config: PretrainConfig) -> list[Stage]:
@@ -110,8 +138,8 @@ def stages(root: Path, sources: list[str], config: PretrainConfig) -> list[Stage
         "0.03",
     ]
     return [
-        Stage("1  train a tokenizer", "tokenizer", train),
-        Stage("2  prepare token shards", "data", prepare),
+        Stage("1  train a tokenizer", "tokenizer", train, f"{tokenizer}/tokenizer.model"),
+        Stage("2  prepare token shards", "data", prepare, prepared),
         Stage("3  pretrain", "pretrain", [str(root / "pretrain.json")]),
         Stage("4  measure held-out text", "eval", [run, "--data", prepared, "--baselines"]),
         Stage(
@@ -140,21 +168,26 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=600, help="training steps (default: 600)")
     options = parser.parse_args(argv)
     root = Path(options.run)
-    if root.exists() and any(root.iterdir()):
-        raise ConfigError(
-            f"--run {options.run}: the folder is not empty; choose another one, or remove it"
-        )
     config = demo_config(str(root / "data"), str(root / "run"), () if options.text else SHARES)
     config = config_files.override(config, ["--train.steps", str(options.steps)])
-    root.mkdir(parents=True, exist_ok=True)
+    sources = options.text or [ENGLISH, CHINESE]
+    settle(root, {"sources": sources, "pretrain": config_files.to_dict(config)})
     (root / "pretrain.json").write_text(config_files.dumps(config), encoding="utf-8")
 
     console, begin = Console(), time.monotonic()
-    for stage in stages(root, options.text or [ENGLISH, CHINESE], config):
+    for stage in stages(root, sources, config):
         console.rule(f"[bold]{stage.title}[/]  ({time.monotonic() - begin:.0f} s)")
         typed = f"$ llm-jax {stage.verb} {shlex.join(stage.words)}"
         console.print(typed, style="dim", highlight=False, markup=False, soft_wrap=True)
+        if stage.makes and Path(stage.makes).exists():
+            console.print("done before")
+            continue
         COMMANDS[stage.verb](stage.words)
+        if (
+            stage.verb == "pretrain"
+            and max(steps_in(Path(config.run) / "checkpoints")) < options.steps
+        ):
+            return  # stopped by Ctrl-C or SIGTERM; it said so
     console.rule(f"[bold]done[/] in {time.monotonic() - begin:.0f} s")
     for line in (
         f"run folder  {config.run}   (config.json, metrics.jsonl, samples/, checkpoints/, tokenizer/)",

@@ -1,6 +1,8 @@
 """`llm-jax pretrain CONFIG`: trains a model from scratch on prepared data, or goes on where it stopped."""
 
 import argparse
+import contextlib
+import functools
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +19,16 @@ from llm_jax.errors import ConfigError, DataError
 from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_split
 from llm_jax.model import ModelConfig
 from llm_jax.run import cli
-from llm_jax.run.session import BEST_METRIC, Parts, SampleConfig, train_session
+from llm_jax.run.parts import BEST_METRIC, Parts, SampleConfig
+from llm_jax.run.session import train_session
 from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import OptimizerConfig, StepConfig, TrainConfig, TrainState
+
+# when a process dies, the others end as well: after this long, in place of 100 and 300 seconds
+join_processes = functools.partial(
+    jax.distributed.initialize, heartbeat_timeout_seconds=30, shutdown_timeout_seconds=30
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +45,27 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(
         default_factory=lambda: CheckpointConfig(best_metric=BEST_METRIC)
     )
-    eval: EvalConfig = EvalConfig()
+    # a million tokens of every source are plenty to steer by; llm-jax eval scores all of them
+    eval: EvalConfig = EvalConfig(max_tokens=1_000_000)
     samples: SampleConfig = SampleConfig()
 
     def __post_init__(self) -> None:
         if not self.run:
             raise ConfigError("run='' must name a folder, as in --run runs/first")
+        if self.model.param_dtype != "float32":
+            raise ConfigError(
+                f"model.param_dtype={self.model.param_dtype!r} cannot be trained: a bfloat16 weight of 1 does "
+                "not move by a learning rate below 0.004; keep 'float32' and set model.dtype='bfloat16'"
+            )
         if self.data.seq_len > self.model.max_seq_len:
             raise ConfigError(
                 f"data.seq_len={self.data.seq_len} must not exceed model.max_seq_len={self.model.max_seq_len}"
             )
 
 
-def pretrain(config: PretrainConfig, console: Console, take_over: bool = False) -> TrainState:
+def pretrain(
+    config: PretrainConfig, console: Console, *, take_over: bool = False, from_step: int = -1
+) -> TrainState:
     """Runs a pretraining session; see `train_session`."""
     prepared = open_prepared(config.data.prepared)
     tokenizer = tokenizers.load(prepared.tokenizer_folder)
@@ -64,6 +80,7 @@ def pretrain(config: PretrainConfig, console: Console, take_over: bool = False) 
     parts = Parts(
         folder=Path(config.run),
         take_over=take_over,
+        from_step=from_step,
         model=config.model,
         optimizer=config.optimizer,
         step=config.step,
@@ -82,10 +99,10 @@ def pretrain(config: PretrainConfig, console: Console, take_over: bool = False) 
 
 
 def bytes_per_token(plan: DataPlan, prepared: Prepared) -> float:
-    """UTF-8 bytes of text behind one token of the training mixture."""
+    """UTF-8 bytes of text behind one target of the training mixture; BOS is no target, EOS is one."""
     train = {name: prepared.sources[name]["train"] for name in plan.source_names}
     return sum(
-        share * train[name].num_bytes / max(train[name].num_tokens, 1)
+        share * train[name].num_bytes / max(train[name].num_pairs, 1)
         for name, share in plan.shares.items()
     )
 
@@ -114,8 +131,11 @@ def check_vocabulary(config: PretrainConfig, prepared: Prepared) -> None:
 def start_processes() -> None:
     """Joins the processes of a multi-host run; on one host, nothing.
 
-    LLM_JAX_COORDINATOR=host:port, LLM_JAX_PROCESSES and LLM_JAX_PROCESS_ID say so by hand; TPU pods and
-    Slurm jobs are recognised by JAX itself.
+    LLM_JAX_COORDINATOR=host:port, LLM_JAX_PROCESSES and LLM_JAX_PROCESS_ID say so by hand; on TPU VMs and
+    under `srun` JAX finds the others by itself.
+
+    Raises:
+      ConfigError: the variables do not make sense, or there are processes that did not join.
     """
     coordinator = os.environ.get("LLM_JAX_COORDINATOR")
     if coordinator:
@@ -129,12 +149,23 @@ def start_processes() -> None:
             ) from None
         # bound to its address: by default the coordinator listens on every interface, without authentication
         bind = coordinator if index == 0 else None
-        jax.distributed.initialize(coordinator, count, index, coordinator_bind_address=bind)
-    elif (
-        "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-        or int(os.environ.get("SLURM_NTASKS", "1")) > 1
-    ):
+        if not 0 <= index < count:
+            raise ConfigError(
+                f"LLM_JAX_PROCESS_ID={index} must be from 0 to LLM_JAX_PROCESSES - 1 = {count - 1}"
+            )
+        join_processes(coordinator, count, index, coordinator_bind_address=bind)
+    elif "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1":
         jax.distributed.initialize()
+    elif any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0")):
+        # a TPU VM, alone or one of a pod; without this a pod still computes together, but a
+        # preemption notice reaches nobody
+        with contextlib.suppress(ValueError):  # TPUs that are no cluster, such as a container's
+            jax.distributed.initialize()
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ConfigError(
+            f"{jax.process_count()} processes compute together but did not join; set LLM_JAX_COORDINATOR=host:port, "
+            "LLM_JAX_PROCESSES and LLM_JAX_PROCESS_ID on each of them"
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -151,10 +182,16 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--take-over", action="store_true", help="ignore the lock of a run that seems alive"
     )
+    parser.add_argument(
+        "--step",
+        type=int,
+        default=-1,
+        help="go on from this checkpoint (default: the newest good one)",
+    )
     known, overrides = parser.parse_known_args(argv)
     config = config_files.load(known.config, PretrainConfig, overrides)
     start_processes()
-    pretrain(config, Console(), known.take_over)
+    pretrain(config, Console(), take_over=known.take_over, from_step=known.step)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +43,11 @@ class Tokenizer(Protocol):
     @property
     def pad_id(self) -> int:
         """Id used to fill rows, or -1 when the tokenizer has none."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, bytes]:
+        """The tokenizer's own files by name: what `save` writes."""
         ...
 
     @property

@@ -44,7 +44,7 @@ class HuggingFaceTokenizer:
         Raises:
           DataError: broken file, no end-of-text id, or companions that do not fit it.
         """
-        self._files, self._where = dict(files), where
+        self.files, self._where = dict(files), where
         description = tokenizer_files.parse_json(files[tokenizer_files.HUGGING_FACE], where)
         special = _flag_markers(description, where)
         self._tokenizer = _build(description, where)
@@ -94,7 +94,7 @@ class HuggingFaceTokenizer:
     def fingerprint(self) -> str:
         """Hex digest of the model's bytes, the special ids and our rules; not of where it lies."""
         roles = (self.bos_id, self.eos_id, self.pad_id)
-        model = self._files[tokenizer_files.HUGGING_FACE]
+        model = self.files[tokenizer_files.HUGGING_FACE]
         return model_fingerprint("tokenizer.json", ENCODING_RULES, model, roles, self.special_ids)
 
     def encode(self, text: str) -> list[int]:
@@ -163,10 +163,10 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes the files it was loaded from, byte for byte, each by an atomic rename."""
-        tokenizer_files.write(Path(folder), self._files)
+        tokenizer_files.write(Path(folder), self.files)
 
     def __reduce__(self):
-        return type(self), (self._files, self._where)
+        return type(self), (self.files, self._where)
 
 
 _BYTE_ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())

@@ -39,7 +39,7 @@ class SentencePieceTokenizer:
         Raises:
           DataError: broken model, no end-of-text id, or companions that do not fit it.
         """
-        self._files, self._where = dict(files), where
+        self.files, self._where = dict(files), where
         proto = _parse(files[tokenizer_files.SENTENCEPIECE], where)
         declared = specials.declared(files)
         self._num_pieces = len(proto.pieces)
@@ -81,7 +81,7 @@ class SentencePieceTokenizer:
     def fingerprint(self) -> str:
         """Hex digest of the model's bytes, the special ids and our rules; not of where it lies."""
         roles = (self.bos_id, self.eos_id, self.pad_id)
-        model = self._files[tokenizer_files.SENTENCEPIECE]
+        model = self.files[tokenizer_files.SENTENCEPIECE]
         return model_fingerprint("sentencepiece", ENCODING_RULES, model, roles, self.special_ids)
 
     def encode(self, text: str) -> list[int]:
@@ -146,10 +146,10 @@ class SentencePieceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes the files it was loaded from, byte for byte, each by an atomic rename."""
-        tokenizer_files.write(Path(folder), self._files)
+        tokenizer_files.write(Path(folder), self.files)
 
     def __reduce__(self):
-        return type(self), (self._files, self._where)
+        return type(self), (self.files, self._where)
 
 
 def _parse(model: bytes, where: str) -> Any:

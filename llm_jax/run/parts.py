@@ -1,0 +1,69 @@
+"""What a training session is made of, whatever kind of training it is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_jax.checkpoint.store import CheckpointConfig
+from llm_jax.data.mixture import DataPlan
+from llm_jax.errors import ConfigError
+from llm_jax.eval.windows import Corpus, EvalConfig
+from llm_jax.generate import SamplingConfig
+from llm_jax.model import ModelConfig
+from llm_jax.sharding import MeshConfig
+from llm_jax.tokenizer import Tokenizer
+from llm_jax.train import (
+    OptimizerConfig,
+    StepConfig,
+    TrainConfig,
+)
+
+BEST_METRIC = "eval/bits_per_character"  # what `keep_best` compares, over all sources together
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Text generated during training, to see with one's own eyes what the numbers mean."""
+
+    prompts: tuple[str, ...] = ("The ", "这是")
+    max_new_tokens: int = 48
+    temperature: float = 0.8
+    top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        try:
+            self.sampling(seed=0)
+        except ConfigError as error:  # now, not at the first sample hours later
+            raise ConfigError(str(error).replace("sampling.", "samples.")) from None
+
+    def sampling(self, seed: int) -> SamplingConfig:
+        """The same for `generate`."""
+        return SamplingConfig(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a session needs, whatever kind of training it is."""
+
+    folder: Path
+    take_over: bool  # ignore a run lock whose owner seems alive
+    from_step: int  # checkpoint to go on from; -1: the newest good one
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    step: StepConfig
+    train: TrainConfig
+    mesh: MeshConfig
+    checkpoint: CheckpointConfig
+    samples: SampleConfig
+    resolved: Any  # the whole config dataclass, saved as config.json and in every checkpoint
+    plan: DataPlan
+    bytes_per_token: float  # of the training mixture, for bits per byte on the live line
+    tokenizer: Tokenizer
+    corpora: Mapping[str, Corpus]  # held-out documents by source
+    eval: EvalConfig

@@ -1,0 +1,121 @@
+"""Where a run comes from, and whether what is asked for now is still the same run."""
+
+import json
+import platform
+import socket
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from llm_jax import config as config_files
+from llm_jax.checkpoint.run_folder import append_event, write_json_atomic
+from llm_jax.errors import CheckpointError, ConfigError
+from llm_jax.run.parts import Parts
+from llm_jax.sharding import make_mesh
+from llm_jax.tokenizer.base import digest
+
+VERSIONED = (
+    "llm-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "sentencepiece",
+)
+
+
+def require_agreement(parts: Parts) -> None:
+    """All processes must be started with the same config, data and packages, or they would hang or diverge.
+
+    Raises:
+      ConfigError: on every process, naming those that differ from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    facts = {"record": record_of(parts), "versions": {name: version(name) for name in VERSIONED}}
+    mine = np.uint32(int(digest(facts)[:8], 16))
+    every = multihost_utils.process_allgather(mine)
+    others = [str(index) for index, value in enumerate(every) if value != every[0]]
+    if others:
+        raise ConfigError(
+            f"process {', '.join(others)} has another config, prepared data or package versions than process 0; "
+            "start all of them with the same"
+        )
+
+
+def record_of(parts: Parts) -> dict[str, Any]:
+    """What a checkpoint says about where it comes from."""
+    return {
+        "config": config_files.to_dict(parts.resolved),
+        "plan_digest": parts.plan.digest,
+        "tokenizer_fingerprint": parts.tokenizer.fingerprint,
+        "mesh": dict(make_mesh(parts.mesh).shape),
+    }
+
+
+def check_continues(parts: Parts, record: dict[str, Any]) -> None:
+    """Refuses to resume what would silently be another run.
+
+    Raises:
+      CheckpointError: model, tokenizer, data or batch size differ from those of the checkpoint.
+    """
+    step = record["step"]
+    if record["tokenizer_fingerprint"] != parts.tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{parts.folder}: step {step} was trained with another tokenizer (fingerprint "
+            f"{record['tokenizer_fingerprint'][:12]}, the data has {parts.tokenizer.fingerprint[:12]}); "
+            "prepare the data with the run's own tokenizer/, or start a new run"
+        )
+    changed = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
+    # how it is computed may change, what is computed may not
+    free = ("model.attention", "model.remat", "model.dtype", "step.micro_batches")
+    for name, (before, now) in changed.items():
+        if name not in free and (name.startswith("model.") or name == "step.batch_size"):
+            raise CheckpointError(
+                f"{parts.folder}: {name} was {before!r} at step {step} and is {now!r} now; "
+                "a run cannot change it: put it back, or choose another run folder with --run"
+            )
+    if record["plan_digest"] != parts.plan.digest:
+        data = ", ".join(
+            f"{name} {before!r} -> {now!r}"
+            for name, (before, now) in changed.items()
+            if name.startswith("data.")
+        )
+        raise CheckpointError(
+            f"{parts.folder}: the data changed since step {step} ({data or 'the prepared shards differ'}), so rows "
+            "would be skipped or repeated; put it back, or choose another run folder with --run"
+        )
+
+
+def write_provenance(parts: Parts, start: int) -> None:
+    """config.json, env.json, tokenizer/ and a line in events.jsonl."""
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(parts.folder / "config.json", json.loads(config_files.dumps(parts.resolved)))
+    devices = jax.devices()
+    write_json_atomic(
+        parts.folder / "env.json",
+        {
+            "versions": {name: version(name) for name in VERSIONED},
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "devices": {
+                "kind": devices[0].device_kind,
+                "count": len(devices),
+                "processes": jax.process_count(),
+            },
+            "command": sys.argv,
+            "plan_digest": parts.plan.digest,
+            "tokenizer_fingerprint": parts.tokenizer.fingerprint,
+        },
+    )
+    parts.tokenizer.save(parts.folder / "tokenizer")
+    append_event(
+        parts.folder, "resume" if start else "start", step=start, host=socket.gethostname()
+    )
