@@ -154,7 +154,7 @@ class Store:
             self._failed(step, problem or "process 0 has not enough disk space")
             return
         if is_first():
-            self._remove(self.folder.glob(f"{step}.partial*"))
+            self._remove(self.folder.glob("*.partial*"))
         all_say(True)
         save.writing = arrays.start_writing(self._partial(step), leaves)
         save.thread = threading.Thread(target=self._finish, args=(save,), name="checkpoint")
@@ -196,13 +196,20 @@ class Store:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Closes; when the block failed, a failure to save is only logged."""
-        try:
+        """Closes; when the block failed, the save on its way is finished without asking the others.
+
+        They may be in the middle of a step, waiting for this process: a question would never be answered.
+        """
+        if error is None:
             self.close()
-        except CheckpointError as problem:
-            if error is None:
-                raise
-            _log.error("%s", problem)
+            return
+        save, self._current = self._current, None
+        if save and save.thread:
+            save.thread.join()
+            if save.error:
+                self._last_error = f"step {save.step} could not be saved: {brief(save.error)}"
+                _log.error("%s: %s", self.folder, self._last_error)
+        self._sweep()
 
     def restore(self, abstract_state: Any, step: int = -1) -> tuple[Any, dict[str, Any]]:
         """The newest good state (or that of `step`) on the shardings of `abstract_state`, and its record.

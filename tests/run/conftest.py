@@ -1,6 +1,7 @@
 """Real prepared data of two languages, made once by the real commands, and a run of it without interruption."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def two_sources(tmp_path_factory, tiny_tokenizer) -> Path:
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory) -> Path:
     """Where the processes of these tests keep compiled programs, so that only the first one compiles."""
-    return tmp_path_factory.mktemp("compiled")
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives every worker a folder of its own below one that they share
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
 
 
 @pytest.fixture(scope="session")

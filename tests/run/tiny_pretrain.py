@@ -7,8 +7,8 @@ from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataConfig, SourceWeight
 from llm_jax.eval.windows import EvalConfig
 from llm_jax.model import ModelConfig
+from llm_jax.run.parts import BEST_METRIC
 from llm_jax.run.pretrain import PretrainConfig
-from llm_jax.run.session import BEST_METRIC
 from llm_jax.train import OptimizerConfig, StepConfig, TrainConfig
 
 STEPS = 80
