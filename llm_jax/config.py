@@ -27,7 +27,10 @@ T = TypeVar("T")
 def nearest(name: str, known: Sequence[str]) -> str:
     """A remedy for a mistyped name: the closest known one, or all of them when none is close."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f", ... ({len(known)} in all)" if len(known) > 20 else ""
+    return f"known: {', '.join(sorted(known)[:20])}{more}"
 
 
 def to_dict(config: Any) -> Any:
@@ -204,6 +207,8 @@ def loads(text: str, cls: type[T], where: str = "config.json") -> T:
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: must hold a JSON object")
     kind = data.pop("config", cls.__name__)
+    if not isinstance(kind, str):
+        raise ConfigError(f"{where}: is not a saved config: config={str(kind)[:20]}... is no name")
     if kind != cls.__name__:
         raise ConfigError(f"{where}: holds a {kind}, but this command needs a {cls.__name__}")
     return from_dict(cls, data)

@@ -77,6 +77,17 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        # jax's JaxRuntimeError by its words: this file must not load jax
+        if "RESOURCE_EXHAUSTED" not in str(error) or os.environ.get("LLM_JAX_DEBUG") == "1":
+            raise
+        first = str(error).splitlines()[0]
+        print(
+            f"error: not enough memory on the device: {first}; raise --step.micro-batches, lower "
+            "--step.batch-size or --data.seq-len, set --model.remat full, or use more devices",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 
@@ -101,4 +112,9 @@ def dispatch(argv: list[str]) -> None:
 
 def entry() -> None:
     """The console script `llm-jax`."""
-    sys.exit(run(dispatch))
+    status = run(dispatch)
+    if status == 130:
+        # threads of jax may still compute; tearing the interpreter down under them ends in a segfault
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -94,19 +94,19 @@ def settle(root: Path, settings: dict[str, Any]) -> None:
     """
     note = root / "demo.json"
     try:
-        if root.exists() and any(root.iterdir()):
-            if note.exists() and json.loads(note.read_text(encoding="utf-8")) == settings:
-                return
+        begun = (root / "tokenizer").exists()  # before that, nothing was made that settings decide
+        if begun and not (note.exists() and json.loads(note.read_bytes()) == settings):
             raise ConfigError(
-                f"--run {root}: holds {'a demo with other settings' if note.exists() else 'something else'}; "
-                "choose another folder, or remove it"
+                f"--run {root}: holds a demo with other settings; choose another folder, or remove it"
             )
+        if root.exists() and not note.exists() and any(root.iterdir()):
+            raise ConfigError(f"--run {root}: holds something else; choose another folder")
         root.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"--run {root}: cannot be used: {error}; choose another folder") from None
+    except OSError as error:
+        raise ConfigError(
+            f"--run {root}: cannot be used: {error.strerror}; choose another folder"
+        ) from None
 
 
 def stages(root: Path, sources: list[str], config: PretrainConfig) -> list[Stage]:

@@ -5,6 +5,7 @@ import platform
 import socket
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +30,20 @@ VERSIONED = (
     "numpy",
     "sentencepiece",
 )
+
+
+def require_run_folder(folder: Path) -> None:
+    """A run writes only into a folder that is new, empty, or a run's.
+
+    Raises:
+      ConfigError: it holds something else, such as somebody's text.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not any((folder / name).exists() for name in ("config.json", "run.lock", "checkpoints")):
+        raise ConfigError(
+            f"run={str(folder)!r} is a folder with other things in it; name a new one with --run"
+        )
 
 
 def require_agreement(parts: Parts) -> None:

@@ -31,7 +31,13 @@ from llm_jax.generate.decode import check_lengths, encode_prompt
 from llm_jax.kernels.attention import choose
 from llm_jax.model import ModelConfig, count_params, flops_per_token
 from llm_jax.run.parts import Parts
-from llm_jax.run.provenance import check_continues, record_of, require_agreement, write_provenance
+from llm_jax.run.provenance import (
+    check_continues,
+    record_of,
+    require_agreement,
+    require_run_folder,
+    write_provenance,
+)
 from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
 from llm_jax.train import (
     Reporter,
@@ -68,6 +74,7 @@ def train_session(parts: Parts, console: Console) -> TrainState:
         prompts = [encode_prompt(parts.tokenizer, prompt) for prompt in parts.samples.prompts]
         check_lengths(parts.model, prompts, parts.samples.sampling(seed=0))
     require_agreement(parts)
+    require_run_folder(parts.folder)
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(RunLock(parts.folder, parts.take_over))
         stop = stack.enter_context(StopRequest(parts.folder))
@@ -81,7 +88,8 @@ def train_session(parts: Parts, console: Console) -> TrainState:
             state = init_state(parts.model, optimizer, mesh, parts.train.seed)
         start, steps = int(state.step), parts.train.steps
         if is_first():
-            write_provenance(parts, start)
+            if start < steps:
+                write_provenance(parts, start)
             say(console, summary(parts, mesh, start))
         if start < steps:
             feed = stack.enter_context(contextlib.closing(placed_batches(parts, mesh, start)))

@@ -9,6 +9,7 @@ An input is what `data prepare` takes too: a file, folder or glob, `package-docs
 
 import dataclasses
 import json
+import os
 import logging
 import sys
 from collections.abc import Iterator
@@ -146,6 +147,9 @@ def _check_output(folder: Path, overwrite: bool) -> None:
     """Refuses before the training, not after it, what `save` would refuse or silently replace."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder} is a file; give a folder")
+    above = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"--output {folder} cannot be made: {above} is no folder to write into")
     names = (
         tokenizer_files.SENTENCEPIECE,
         tokenizer_files.HUGGING_FACE,

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 log = logging.getLogger(__name__)
 
@@ -122,13 +123,14 @@ class LiveLine:
 
     def __init__(self, steps: int, start_step: int, console: Console):
         self.steps, self.console = steps, console
+        # the metrics come last and give way: on a narrow terminal the time left is worth more
+        metrics = Column(no_wrap=True, overflow="ellipsis")
         self.progress = Progress(
-            TextColumn("[bold]{task.completed}/{task.total}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[line]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TextColumn("[bold]{task.completed}/{task.total}", table_column=Column(min_width=7)),
+            BarColumn(bar_width=12, table_column=Column(min_width=12)),
+            TextColumn("ETA", table_column=Column(min_width=3)),
+            TimeRemainingColumn(compact=True, table_column=Column(min_width=7)),
+            TextColumn("{task.fields[line]}", table_column=metrics),
             console=console,
             disable=not console.is_terminal,
         )

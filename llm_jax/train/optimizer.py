@@ -49,7 +49,8 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """
     if config.warmup_steps >= steps:
         raise ConfigError(
-            f"optimizer.warmup_steps={config.warmup_steps} must be below train.steps={steps}"
+            f"optimizer.warmup_steps={config.warmup_steps} must be below train.steps={steps}: "
+            "lower it, or train for longer"
         )
     peak, final = config.peak_lr, config.peak_lr * config.final_lr_fraction
     # from peak / warmup at step 0: a first step with learning rate 0 would be wasted
