@@ -9,8 +9,8 @@ An input is what `data prepare` takes too: a file, folder or glob, `package-docs
 
 import dataclasses
 import json
-import os
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
