@@ -10,8 +10,8 @@ def die_with_parent() -> None:
     """Ends this process within a second of its parent's death, and not before.
 
     Ctrl-C reaches every process of a terminal; what it means is the parent's to say, who may have a
-    checkpoint to save. SIGKILL of the main process leaves spawned workers, and their shared memory, behind for good
-    (measured with Grain 0.2.18: two orphans of 217 MB each).
+    checkpoint to save. SIGKILL of the main process leaves spawned workers, and their shared memory,
+    behind for good (measured with Grain 0.2.18: two orphans of 217 MB each).
     """
     parent = os.getppid()
     if threading.current_thread() is threading.main_thread():  # others may not set handlers

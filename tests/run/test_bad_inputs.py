@@ -289,6 +289,22 @@ def test_a_config_file_that_is_not_there_is_refused(refused):
     assert "required: CONFIG" in refused("pretrain")
 
 
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "LLM_JAX_PROCESSES and LLM_JAX_PROCESS_ID must be set to numbers"),
+        ({"PROCESSES": "2", "PROCESS_ID": "one"}, "LLM_JAX_PROCESS_ID must be set to numbers"),
+        ({"PROCESSES": "2", "PROCESS_ID": "2"}, "LLM_JAX_PROCESS_ID=2 must be from 0 to"),
+    ],
+)
+def test_processes_that_are_not_numbered_rightly_are_refused(
+    pretrain_refused, monkeypatch, environment, said
+):
+    for name, value in {"COORDINATOR": "127.0.0.1:1", **environment}.items():
+        monkeypatch.setenv(f"LLM_JAX_{name}", value)
+    assert said in pretrain_refused()
+
+
 # ---- data, models and disks that are damaged or do not fit ---------------------------------------
 
 
@@ -393,3 +409,16 @@ def test_a_disk_that_takes_no_checkpoint_stops_the_run_after_three(new_run):
         *("checkpoints", "config.json", "env.json", "events.jsonl", "metrics.jsonl", "tokenizer"),
     ]
     assert np.isfinite([row["loss"] for row in run.metrics()]).all()
+
+
+@pytest.mark.slow
+def test_data_without_held_out_text_trains_and_is_not_evaluated(command, new_run, tiny_tokenizer):
+    Path("en.jsonl").write_bytes(GOOD)
+    words = prepare_words(tiny_tokenizer, "--source", "en.jsonl", "--holdout-fraction", "0")
+    assert command(*words)[0] == 0
+    run: Run = new_run()
+    settings = ("--data.prepared", str(Path("out").absolute()), "--data.sources", "[]")
+    process = run.start(*settings, "--train.steps", "6")
+    assert process.wait_for_end() == 0, process.errors()
+    assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 5, 6]
+    assert run.newest() == 6

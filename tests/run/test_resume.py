@@ -186,6 +186,20 @@ def test_on_four_devices_instead_of_one_a_run_sees_the_same_rows(resumed, straig
     assert changed["changes"]["mesh.data"] == [1, 2]
 
 
+@pytest.mark.slow
+def test_ctrl_c_reaches_reading_processes_too_and_changes_nothing(new_run, straight):
+    run = new_run()
+    process = run.start("--data.workers", "2")
+    wait_for_step(process, 10)
+    process.press_ctrl_c()
+    assert process.wait_for_end() == 0, process.errors()
+    assert "Traceback" not in process.errors()
+    assert 10 <= run.newest() == process.step() < STEPS
+    process = run.start("--data.workers", "1")
+    assert process.wait_for_end() == 0, process.errors()
+    assert_same_run(run, straight)
+
+
 def test_a_second_writer_is_refused_and_a_second_ctrl_c_stops_at_once(new_run, capsys):
     run = new_run()
     # an evaluation that does not end, to be interrupted in

@@ -98,3 +98,18 @@ def test_processes_with_different_settings_are_refused_before_anything_is_writte
         assert process.wait_for_end() == 2
         assert "process 1 has another config" in process.errors()
     assert not run.folder.exists()
+
+
+@pytest.mark.slow
+def test_when_one_process_is_killed_the_other_ends_and_the_run_goes_on_later(new_run, alone):
+    run = new_run()
+    often = (*SETTINGS, "--checkpoint.save-every-steps", "4")
+    processes = run.start_processes(*often, devices=4)
+    wait_for_step(processes[0], 10)
+    processes[1].send(signal.SIGKILL)
+    assert processes[1].wait_for_end() == -signal.SIGKILL
+    assert processes[0].wait_for_end() != 0, "it must not wait for ever"
+    process = run.start(*often, devices=8)
+    assert process.wait_for_end() == 0, process.errors()
+    assert [event["event"] for event in run.events()] == ["start", "resume", "end"]
+    assert_same_numbers(run, alone)

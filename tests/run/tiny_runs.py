@@ -42,11 +42,17 @@ class Process:
                 stdout=out,
                 stderr=errors,
                 preexec_fn=limit,
+                start_new_session=True,
             )
 
     def send(self, number: signal.Signals) -> None:
         assert self._process.poll() is None, f"ended before {number.name}: {self.errors()}"
         self._process.send_signal(number)
+
+    def press_ctrl_c(self) -> None:
+        """What a terminal does: SIGINT to the process and to all that it started."""
+        assert self.running(), f"ended before Ctrl-C: {self.errors()}"
+        os.killpg(self._process.pid, signal.SIGINT)
 
     def running(self) -> bool:
         return self._process.poll() is None
