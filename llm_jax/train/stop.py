@@ -1,6 +1,7 @@
 """Asking a run to stop or to save, from outside: signals and a file."""
 
 import logging
+import os
 import signal
 import threading
 from pathlib import Path
@@ -12,6 +13,10 @@ from jax.experimental import multihost_utils
 
 log = logging.getLogger(__name__)
 
+SECONDS_TO_LEAVE = (
+    5.0  # after the second request to stop; what is half-written is cleared at the next start
+)
+STOPPED = 130  # exit status, as of any command ended by Ctrl-C
 AGREE_EVERY_STEPS = 10  # several processes ask each other this often whether a save is wanted
 
 
@@ -50,6 +55,10 @@ class StopRequest:
             self.save = True
             return
         if self.stop:
+            # a save, or a library interrupted half-way, may never let go of the way out
+            way_out = threading.Timer(SECONDS_TO_LEAVE, os._exit, (STOPPED,))
+            way_out.daemon = True
+            way_out.start()
             raise KeyboardInterrupt
         self.stop = True
         if self.several:

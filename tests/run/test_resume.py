@@ -202,8 +202,9 @@ def test_ctrl_c_reaches_reading_processes_too_and_changes_nothing(new_run, strai
 
 def test_a_second_writer_is_refused_and_a_second_ctrl_c_stops_at_once(new_run, capsys):
     run = new_run()
-    # an evaluation that does not end, to be interrupted in
-    process = run.start("--train.eval-every-steps", "1", "--eval.bootstrap-samples", "1000000000")
+    # an evaluation of thousands of windows, to be interrupted in
+    windows = ("--eval.stride", "1", "--eval.batch-size", "1", "--eval.max-documents", "0")
+    process = run.start("--train.eval-every-steps", "1", *windows)
     wait_for_step(process, 1)
     assert cli.run(pretrain.main, run.words()) == 2
     error = capsys.readouterr().err
