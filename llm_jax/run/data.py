@@ -243,4 +243,4 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -198,4 +198,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(cli.run(main))
+    cli.leave(cli.run(main))

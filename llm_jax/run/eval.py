@@ -10,7 +10,6 @@ Both may learn from training text where there is some: prepared data has it, `--
 
 import math
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,4 +254,4 @@ def finite(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

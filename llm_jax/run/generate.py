@@ -4,7 +4,6 @@ One prompt streams to the terminal as it is written; several come as labelled bl
 done. MODEL is a run folder, one of its checkpoints, or an imported model folder.
 """
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -96,4 +95,4 @@ def read_prompt(file: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -198,4 +198,4 @@ if __name__ == "__main__":
     # config files import this module by its name: their PretrainConfig is not that of `__main__`
     from llm_jax.run import pretrain as imported
 
-    raise SystemExit(cli.run(imported.main))
+    cli.leave(cli.run(imported.main))

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -228,4 +227,4 @@ def _batches(source: SourceConfig, rejects: Rejects, characters: int = 1 << 20) 
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))

@@ -8,7 +8,6 @@ Exit status 0 if all is well, 2 if anything is not; then the bad items are named
 
 import logging
 import os
-import sys
 import warnings
 
 from llm_jax.errors import CheckpointError
@@ -70,4 +69,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.leave(cli.run(main))
