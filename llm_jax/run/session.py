@@ -239,7 +239,11 @@ def summary(parts: Parts, mesh: Mesh, start: int) -> str:
     tokens = step.batch_size * parts.plan.seq_len
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     name, reason = attention_choice(model, parts.plan.seq_len)
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in parts.plan.shares.items())
+    epochs = parts.plan.epochs_at(parts.train.steps * step.batch_size)
+    shares = ", ".join(
+        f"{name} {share:.1%} ({epochs[name]:.1f} epochs)"
+        for name, share in parts.plan.shares.items()
+    )
     return "\n".join(
         [
             f"model      {count_params(model):,} parameters, {model.num_layers} layers, position {model.position}, {model.dtype}",
