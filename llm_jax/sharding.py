@@ -6,11 +6,12 @@ Notation as in the scaling book: wq[D_fsdp, N_tensor, H] is embed over `fsdp`, h
     data    replicas of the parameters, each on its own rows of the batch (the slow network)
     fsdp    rows of the batch AND slices of every parameter (gathered layer by layer)
     tensor  heads, mlp and vocabulary split inside a layer (the fast network)
+    context tokens of every row, for documents too long for one device; attention gathers the keys
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from llm_jax.errors import ConfigError
 # activations: sharding both over fsdp would put two axes of x_BTD on the same mesh axis.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "time": (),
+    "time": ("context",),
     "embed": ("fsdp",),
     "act_embed": (),
     "mlp": ("tensor",),
@@ -32,6 +33,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "vocab": ("tensor",),
     "layers": (),
+    "position": (),
 }
 
 
@@ -42,11 +44,12 @@ class MeshConfig:
     data: int = 1  # replicas; -1: as many as there are devices left
     fsdp: int = 1  # parameter shards; -1: as many as there are devices left
     tensor: int = 1  # splits of heads, mlp and vocabulary
+    context: int = 1  # splits of every row's tokens
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
-            if size < 1 and not (size == -1 and name != "tensor"):
+            if size < 1 and not (size == -1 and name in ("data", "fsdp")):
                 raise ConfigError(
                     f"mesh.{name}={size} must be at least 1, or -1 to fill (data, fsdp)"
                 )
@@ -57,7 +60,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh `data x fsdp x tensor` over all devices, or over `devices`.
+    """The mesh `data x fsdp x tensor x context` over all devices, or over `devices`.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.
@@ -135,20 +138,27 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh | AbstractMesh, batch_size: int) -> NamedSharding:
-    """Sharding of [B, T] arrays: rows over data and fsdp."""
-    return NamedSharding(
-        mesh, partition_spec(("batch", "time"), (batch_size, 1), mesh, "step.batch_size")
-    )
+def batch_sharding(
+    mesh: Mesh | AbstractMesh, batch_size: int, seq_len: int | None = None
+) -> NamedSharding:
+    """Sharding of [B, T] arrays: rows over data and fsdp, tokens over context.
+
+    Raises:
+      ConfigError: `batch_size`, or `seq_len` where it is given, does not divide over the mesh.
+    """
+    if seq_len is not None:
+        partition_spec(("time",), (seq_len,), mesh, "plan.seq_len")
+    rows = partition_spec(("batch",), (batch_size,), mesh, "step.batch_size")
+    return NamedSharding(mesh, PartitionSpec(*rows, *partition_spec(("time",), (0,), mesh)))
 
 
 def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
-    """Indices of the global batch's rows that this process holds, ascending.
+    """Indices of the global batch's rows that this process holds, or parts of them, ascending.
 
     Read off the sharding: a slice by process index is silently wrong when a process does not own
     its own slice of the batch axis (tensor parallelism across processes).
     """
-    index_map = sharding.addressable_devices_indices_map((batch_size, 1))
+    index_map = sharding.addressable_devices_indices_map((batch_size, sharding.mesh.size))
     rows = {
         row for index in index_map.values() if index for row in range(*index[0].indices(batch_size))
     }
@@ -162,9 +172,64 @@ def place_rows(
 
     def fetch(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(batch_size)
-        return local[np.searchsorted(rows, np.arange(start, stop))]
+        return local[np.searchsorted(rows, np.arange(start, stop)), index[1]]
 
     return jax.make_array_from_callback((batch_size, local.shape[1]), sharding, fetch)
+
+
+def mesh_axes(name: str, size: int) -> tuple[str, ...]:
+    """The axes of the mesh in use that split an array axis of this logical name and size."""
+    mesh = jax.sharding.get_abstract_mesh()
+    entry = None if mesh.empty else partition_spec((name,), (size,), mesh)[0]
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def part_of(name: str, size: int) -> int:
+    """How long an axis of this logical name and size is on one device of the mesh in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return size // math.prod(mesh.shape[axis] for axis in mesh_axes(name, size))
+
+
+def axis_index(name: str, size: int) -> jax.Array | int:
+    """Inside `map_shards`: which part of that axis this device has, from 0."""
+    axes = mesh_axes(name, size)
+    return jax.lax.axis_index(axes) if axes else 0
+
+
+def map_shards(function: Callable[..., Any], arguments: Any, axes: Any, out_axes: Any) -> Any:
+    """`function(*arguments)` on every device's own part of the arguments, for code that GSPMD cannot split.
+
+    Without a mesh (`jax.set_mesh`), a plain call. An axis whose size does not divide over its mesh
+    axes is not split: every device then computes the whole of it.
+
+    Args:
+      function: sees local shapes; collectives inside it name mesh axes.
+      arguments: a tuple of pytrees of arrays; None where an array is absent.
+      axes: for every array the tuple of its logical axis names, None for an axis not to be split.
+      out_axes: the same for the results; a name splits an axis as it does in the arguments.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(*arguments)
+    entries: dict[str | None, Any] = {}
+
+    def spec(array: Any, names: tuple[str | None, ...]) -> PartitionSpec:
+        found = partition_spec(names, array.shape, mesh)
+        entries.update(zip(names, found, strict=True))
+        return found
+
+    leaves, tree = jax.tree.flatten(arguments)
+    named = tree.flatten_up_to(axes)
+    in_specs = tree.unflatten([spec(x, n) for x, n in zip(leaves, named, strict=True)])
+    is_names = lambda x: isinstance(x, tuple) and all(n is None or isinstance(n, str) for n in x)  # noqa: E731
+    out_specs = jax.tree.map(
+        lambda names: PartitionSpec(*(entries[name] if name else None for name in names)),
+        out_axes,
+        is_leaf=is_names,
+    )
+    # check_vma: a Pallas call does not say which mesh axes its results vary over
+    mapped = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return mapped(*arguments)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

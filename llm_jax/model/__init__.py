@@ -19,6 +19,7 @@ from llm_jax.model.api import (
     init_params,
     logical_axes,
 )
+from llm_jax.model.attention import attention_choice
 from llm_jax.model.cache import KVCache, init_cache
 from llm_jax.model.config import ModelConfig, RopeScaling
 
@@ -28,6 +29,7 @@ __all__ = [
     "Params",
     "RopeScaling",
     "abstract_params",
+    "attention_choice",
     "count_params",
     "flops_per_token",
     "forward",

@@ -1,4 +1,8 @@
-"""Self-attention: projections, positions, cache write, and one call into `kernels.attention`."""
+"""Self-attention: projections, positions, cache write, and one call into `kernels.attention`.
+
+The kernels compute whole arrays. Here is what they see on a mesh: every device its own rows of the
+batch and its own heads, the keys and values of all tokens, and the slopes of those very heads.
+"""
 
 from typing import NamedTuple
 
@@ -6,23 +10,127 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.kernels.attention import flash_attention
+from llm_jax.kernels.attention import Choice, Plan, Request, Rule, api, choose, flash_attention
+from llm_jax.kernels.attention.plan import Places
+from llm_jax.kernels.device import current_device
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.layers import add_bias, fan_in, matrix, residual_scale
 from llm_jax.model.positions import alibi_slopes, rotate
-from llm_jax.sharding import constrain
+from llm_jax.sharding import axis_index, constrain, map_shards, part_of
+
+Q_AXES, KV_AXES = ("batch", "time", "heads", None), ("batch", None, "kv_heads", None)
+PLACES_AXES = Places(("batch", "time"), ("batch", None), ("batch", "time"), ("batch", None))
 
 
 class Context(NamedTuple):
     """What every layer needs to know about the tokens, computed once per forward pass."""
 
-    positions_BT: jax.Array  # of the queries
-    segments_BT: jax.Array
-    kv_positions_BS: jax.Array  # of the keys: the same, or the cache's slots
-    kv_segments_BS: jax.Array
+    plan: Plan  # who sees whom, and which tiles that leaves to compute
     cos: jax.Array | None  # rotary tables [B, T, 1, rotary_dim / 2]; None without RoPE
     sin: jax.Array | None
     slot: jax.Array | int  # where this call's keys go in the cache; 0 without one
+
+
+def attention_request(config: ModelConfig, B: int, T: int, S: int, in_rows: bool = True) -> Request:
+    """What one device of the mesh in use asks of attention, for a batch of [B, T] tokens."""
+    N, K = part_of("heads", config.num_heads), part_of("kv_heads", config.num_kv_heads)
+    rule = Rule(scale=config.head_dim**-0.5, causal=True, window=0, soft_cap=0.0)
+    return Request(
+        B=part_of("batch", B),
+        T=part_of("time", T),
+        S=S,
+        N=N,
+        K=min(K, N),
+        H=config.head_dim,
+        dtype=config.dtype,
+        rule=rule,
+        alibi=config.position == "alibi",
+        segments=True,
+        positions=not in_rows or part_of("time", T) < T,
+        lse=False,
+    )
+
+
+def attention_choice(config: ModelConfig, batch_size: int, seq_len: int) -> Choice:
+    """The implementation of attention that training takes on the mesh in use, and why.
+
+    Raises:
+      ConfigError: model.attention names one that cannot take this model on this device.
+    """
+    request = attention_request(config, batch_size, seq_len, seq_len)
+    if config.attention == "auto":
+        return choose(request, current_device())
+    name = api.implementation_for(request, config.attention)
+    return Choice(name, "asked for by model.attention")
+
+
+def plan_attention(
+    config: ModelConfig,
+    q_positions_BT: jax.Array,
+    kv_positions_BS: jax.Array,
+    q_segments_BT: jax.Array,
+    kv_segments_BS: jax.Array,
+    *,
+    in_rows: bool,
+) -> Plan:
+    """The plan all layers share. `in_rows`: keys are the queries' own tokens, in order.
+
+    Then row indices serve for positions: inside a segment they differ alike, and across segments
+    they bound the tiles to visit more tightly than positions that restart.
+    """
+    (B, T), S = q_positions_BT.shape, kv_positions_BS.shape[1]
+    request = attention_request(config, B, T, S, in_rows)
+    name = api.implementation_for(request, config.attention)
+    places = Places(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
+    if not request.positions:
+        places = places._replace(q_positions_BT=None, kv_positions_BS=None)
+    elif in_rows:  # a device's first query is not row 0, so its rows are spelt out
+        rows_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
+        places = places._replace(q_positions_BT=rows_BT, kv_positions_BS=rows_BT)
+    axes = Places(*(None if p is None else a for p, a in zip(places, PLACES_AXES, strict=True)))
+    ranges = map_shards(
+        lambda places: api.IMPLEMENTATIONS[name].make_ranges(places, request),
+        (places,),
+        (axes,),
+        ("batch", "time"),
+    )
+    return Plan(places, ranges, name, causal=True, window=0)
+
+
+def attend(
+    config: ModelConfig, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, plan: Plan
+) -> jax.Array:
+    """Causal attention of the plan's rows, [B, T, N, H], each device its own heads and rows."""
+    group = config.num_heads // config.num_kv_heads
+    slopes_N = jnp.asarray(alibi_slopes(config.num_heads)) if config.position == "alibi" else None
+
+    def part(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan):
+        # fewer kv heads than devices: each has all of them, and takes those its queries read
+        needed = max(q_BTNH.shape[2] // group, 1)
+        if needed < k_BSKH.shape[2]:
+            first = axis_index("heads", config.num_heads) * q_BTNH.shape[2] // group
+            k_BSKH, v_BSKH = (
+                jax.lax.dynamic_slice_in_dim(x, first, needed, axis=2) for x in (k_BSKH, v_BSKH)
+            )
+        return flash_attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            scale=config.head_dim**-0.5,
+            alibi_slopes_N=slopes_N,
+            plan=plan,
+        )
+
+    places = Places(
+        *(None if p is None else a for p, a in zip(plan.places, PLACES_AXES, strict=True))
+    )
+    plan_axes = Plan(
+        places, tuple(("batch", "time", *[None] * (x.ndim - 2)) for x in plan.ranges),
+        plan.implementation, plan.causal, plan.window,
+    )  # fmt: skip
+    slopes_axes = None if slopes_N is None else ("heads",)
+    arguments = (q_BTNH, k_BSKH, v_BSKH, slopes_N, plan)
+    return map_shards(part, arguments, (Q_AXES, KV_AXES, KV_AXES, slopes_axes, plan_axes), Q_AXES)
 
 
 class Attention(nn.Module):
@@ -49,19 +157,7 @@ class Attention(nn.Module):
             k_BSKH = jax.lax.dynamic_update_slice(layer_cache[0], k_BTKH, at)
             v_BSKH = jax.lax.dynamic_update_slice(layer_cache[1], v_BTKH, at)
             layer_cache = (k_BSKH, v_BSKH)
-        out_BTNH = flash_attention(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            scale=H**-0.5,
-            causal=True,
-            alibi_slopes_N=jnp.asarray(alibi_slopes(N)) if config.position == "alibi" else None,
-            q_segments_BT=context.segments_BT,
-            kv_segments_BS=context.kv_segments_BS,
-            q_positions_BT=context.positions_BT,
-            kv_positions_BS=context.kv_positions_BS,
-            implementation=config.attention,
-        )
+        out_BTNH = attend(config, q_BTNH, k_BSKH, v_BSKH, context.plan)
         out_BTNH = constrain(out_BTNH, "batch", "time", "heads", "head_dim")
         out_init = fan_in(residual_scale(config), (0, 1), (2,))
         out_NHD = matrix(self, "out", (N, H, D), ("heads", "head_dim", "embed"), out_init)

@@ -76,7 +76,9 @@ class ModelConfig:
     # recomputed in backward: nothing, all but matrix products and attention, or all of a layer
     remat: Literal["none", "dots", "full"] = "none"
     # implementation, see kernels/attention; auto chooses by device and length
-    attention: Literal["auto", "reference", "xla_chunked"] = "auto"
+    attention: Literal["auto", "reference", "xla_chunked", "pallas_tpu", "mosaic_gpu", "cudnn"] = (
+        "auto"
+    )
 
     def __post_init__(self) -> None:
         for name in (

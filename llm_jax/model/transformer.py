@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.model.attention import Attention, Context
+from llm_jax.model.attention import Attention, Context, plan_attention
 from llm_jax.model.cache import KVCache
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.layers import HEAD_INIT, Mlp, Norm, declare, embedding_init, matrix
@@ -74,7 +74,7 @@ class Transformer(nn.Module):
         x_BTD = jnp.take(constrain(embedding_VD, "vocab", None), tokens_BT, axis=0)
         if config.position == "learned":
             size = config.max_seq_len
-            positions_TD = declare(self, "positions", (size, D), ("time", "embed"), init)
+            positions_TD = declare(self, "positions", (size, D), ("position", "embed"), init)
             x_BTD = x_BTD + jnp.take(constrain(positions_TD, None, None), positions_BT, axis=0)
         x_BTD = constrain(x_BTD.astype(config.dtype), "batch", "time", "act_embed")
 
@@ -117,5 +117,6 @@ def make_context(
         kv_segments_BS = jax.lax.dynamic_update_slice(cache.segments_BS, segments_BT, (0, slot))
         used = slot + positions_BT.shape[1]
         cache = cache._replace(positions_BS=kv_positions_BS, segments_BS=kv_segments_BS, used=used)
-    context = Context(positions_BT, segments_BT, kv_positions_BS, kv_segments_BS, cos, sin, slot)
-    return context, cache
+    places = (positions_BT, kv_positions_BS, segments_BT, kv_segments_BS)
+    plan = plan_attention(config, *places, in_rows=cache is None)
+    return Context(plan, cos, sin, slot), cache

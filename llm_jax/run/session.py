@@ -28,8 +28,7 @@ from llm_jax.data.loader import batches
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.generate import generate
 from llm_jax.generate.decode import check_lengths, encode_prompt
-from llm_jax.kernels.attention import choose
-from llm_jax.model import ModelConfig, count_params, flops_per_token
+from llm_jax.model import attention_choice, count_params, flops_per_token
 from llm_jax.run.parts import Parts
 from llm_jax.run.provenance import (
     check_continues,
@@ -204,7 +203,7 @@ class RunHooks:
 def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
     """Global batches on the mesh from step `start` on; this process reads only the rows its devices hold."""
     size, reading = parts.step.batch_size, parts.plan.config
-    sharding = batch_sharding(mesh, size)
+    sharding = batch_sharding(mesh, size, parts.plan.seq_len)
     rows = local_rows(sharding, size)
     with contextlib.closing(
         batches(parts.plan, size, rows, start, reading.workers, reading.prefetch)
@@ -226,19 +225,13 @@ def make_reporter(parts: Parts, start: int, console: Console) -> Reporter:
     )
 
 
-def attention_choice(model: ModelConfig, seq_len: int) -> tuple[str, str]:
-    """Which implementation of attention training uses, and why."""
-    if model.attention != "auto":
-        return model.attention, "asked for by model.attention"
-    return choose(jax.default_backend(), seq_len)
-
-
 def summary(parts: Parts, mesh: Mesh, start: int) -> str:
     """What is about to happen, in a few lines."""
     model, step = parts.model, parts.step
     tokens = step.batch_size * parts.plan.seq_len
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    name, reason = attention_choice(model, parts.plan.seq_len)
+    with jax.set_mesh(mesh):
+        attention, reason = attention_choice(model, step.batch_size, parts.plan.seq_len)
     epochs = parts.plan.epochs_at(parts.train.steps * step.batch_size)
     shares = ", ".join(
         f"{name} {share:.1%} ({epochs[name]:.1f} epochs)"
@@ -248,7 +241,7 @@ def summary(parts: Parts, mesh: Mesh, start: int) -> str:
         [
             f"model      {count_params(model):,} parameters, {model.num_layers} layers, position {model.position}, {model.dtype}",
             f"mesh       {shape} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es)",
-            f"attention  {name}: {reason}",
+            f"attention  {attention}: {reason}",
             f"data       {shares}; {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",
             f"run        {parts.folder}, from step {start} to {parts.train.steps}",
         ]

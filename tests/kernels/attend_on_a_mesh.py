@@ -1,7 +1,6 @@
 """Run by test_attention.py on four virtual devices: batch over two, heads over two."""
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +8,14 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from llm_jax.kernels.attention import api, flash_attention, xla_chunked
+from llm_jax.kernels.attention import flash_attention, xla_chunked
+from llm_jax.kernels.attention.plan import Tiles
 
 COLLECTIVE = r"= (\S+) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)"
 
 
 def main() -> None:
-    api.IMPLEMENTATIONS["xla_chunked"] = partial(xla_chunked.attend, tiles=(16, 16))
+    xla_chunked.CPU_TILES = Tiles(16, 16)
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=axes)
     random = np.random.default_rng(0)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import ConfigError
-from llm_jax.kernels.attention import api, choose, flash_attention, xla_chunked
-from llm_jax.kernels.attention.reference import Places, Rule, visible
+from llm_jax.kernels.attention import Request, Rule, choose, flash_attention, xla_chunked
+from llm_jax.kernels.attention.plan import Tiles
+from llm_jax.kernels.device import Device
 from tests.kernels.attention_oracle import attend as oracle
 
 IMPLEMENTATIONS = ["reference", "xla_chunked"]
@@ -106,8 +107,7 @@ def run(inputs: Inputs, **options: Any) -> tuple[jax.Array, ...]:
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of 16 x 16, so that short rows have several and a ragged last one."""
-    attend = partial(xla_chunked.attend, tiles=(16, 16))
-    monkeypatch.setitem(api.IMPLEMENTATIONS, "xla_chunked", attend)
+    monkeypatch.setattr(xla_chunked, "CPU_TILES", Tiles(16, 16))
 
 
 def test_the_cases_join_every_pair_of_features():
@@ -232,46 +232,12 @@ def test_slopes_get_no_gradient(implementation):
     assert not jax.jit(jax.grad(loss))(jnp.full(N, 0.5)).any()
 
 
-def make_rule(causal: bool, window: int) -> Rule:
-    return Rule(scale=1.0, causal=causal, window=window, soft_cap=0.0)
-
-
-@pytest.mark.parametrize(("causal", "window"), [(True, 0), (True, 3), (False, 0)])
-def test_no_visible_key_lies_outside_the_tiles_visited(causal, window):
-    rule, t, s, I, J = make_rule(causal, window), 4, 4, 5, 6  # I tiles of t queries, J of s keys
-    ranges = jax.jit(partial(xla_chunked.tile_ranges, rule=rule))
-    random = np.random.default_rng(0)
-    skipped = 0
-    for _ in range(50):
-        q_positions, q_segments = np.sort(random.integers(0, 40, (2, 3, I * t), np.int32))
-        kv_positions, kv_segments = np.sort(random.integers(0, 40, (2, 3, J * s), np.int32))
-        random.shuffle(kv_positions, axis=1)  # slots in no order
-        q_segments, kv_segments = q_segments // 8, kv_segments // 8  # 0 to 4
-        places = Places(*map(jnp.asarray, (q_positions, kv_positions, q_segments, kv_segments)))
-        seen = np.asarray(visible(rule, places)).reshape(3, I, t, J, s).any(axis=(0, 2, 4))
-        tiles = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(3, -1, t), 1, 0), places)
-        first, last = map(np.asarray, ranges(tiles))
-        visited = (np.arange(J) >= first[:, None]) & (np.arange(J) < last[:, None])
-        assert not (seen & ~visited).any()
-        skipped += (~visited).sum()
-    assert skipped > 0
-
-
-def test_tiles_that_nobody_sees_are_skipped():
-    rows, t = 32, 8
-    row = jnp.arange(rows, dtype=jnp.int32).reshape(4, 1, t)
-
-    def visits(rule: Rule, segments: list[int] | None = None) -> list[tuple[int, int]]:
-        tiles = None if segments is None else jnp.repeat(jnp.array(segments), t).reshape(4, 1, t)
-        first, last = xla_chunked.tile_ranges(Places(row, row, tiles, tiles), rule)
-        return list(zip(first.tolist(), last.tolist(), strict=True))
-
-    full, causal, window = make_rule(False, 0), make_rule(True, 0), make_rule(True, 9)
-    assert visits(full) == [(0, 4)] * 4
-    assert visits(causal) == [(0, 1), (0, 2), (0, 3), (0, 4)]
-    assert visits(window) == [(0, 1), (0, 2), (1, 3), (2, 4)]  # row 16 sees rows 8 to 16
-    assert visits(causal, [1, 2, 2, 0]) == [(0, 1), (1, 2), (1, 3), (0, 0)]
-    assert visits(full, [1, 2, 2, 0]) == [(0, 1), (1, 3), (1, 3), (0, 0)]
+def request(**changes: Any) -> Request:
+    """A plain causal call in bfloat16."""
+    sizes = {"B": 1, "T": 4096, "S": 4096, "N": 8, "K": 2, "H": 128}
+    features = {"alibi": False, "segments": False, "positions": False, "lse": False}
+    rule = Rule(scale=1.0, causal=True, window=0, soft_cap=0.0)
+    return Request(**{**sizes, **features, "dtype": "bfloat16", "rule": rule, **changes})
 
 
 def temporary_bytes(function: Callable, *arguments: jax.ShapeDtypeStruct) -> int:
@@ -333,9 +299,11 @@ def test_sharded_over_batch_and_heads_it_needs_no_gathering():
 
 
 def test_the_choice_follows_the_number_of_queries():
-    assert [choose("cpu", T).name for T in (1, 8, 9)] == ["reference"] * 2 + ["xla_chunked"]
-    assert choose("tpu", 1).reason == "at most 8 queries: dense scores are small"
-    assert "no fused kernel for tpu" in choose("tpu", 4096).reason
+    cpu = Device("cpu", "cpu")
+    names = [choose(request(T=T), cpu).name for T in (1, 8, 9)]
+    assert names == ["reference"] * 2 + ["xla_chunked"]
+    assert choose(request(T=1), cpu).reason == "at most 8 queries: dense scores are small"
+    assert "no fused kernel for cpu" in choose(request(T=4096), cpu).reason
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_what_does_not_fit_the_mesh_is_told_by_its_axis(axes, shape, message):
 
 
 def test_a_mesh_that_does_not_match_the_devices_says_how_to_fill_it():
-    with pytest.raises(ConfigError, match=r"mesh data=3 x fsdp=1 x tensor=1 does not fit 1 device"):
+    with pytest.raises(ConfigError, match=r"mesh data=3 x fsdp=1 x tensor=1 x context=1 does not fit 1 device"):
         make_mesh(MeshConfig(data=3))
     with pytest.raises(ConfigError, match=r"mesh.data=-1 and mesh.fsdp=-1: only one axis"):
         MeshConfig(data=-1, fsdp=-1)

@@ -1,8 +1,8 @@
 """The one public attention op: checks its arguments, chooses an implementation, calls it.
 
 1. Every argument is checked before anything is compiled; a mistake is a one-line ConfigError.
-2. `choose` picks by platform and shape, and says why; a named implementation is never replaced.
-3. Absent positions become row indices; the implementation gets (q, k, v, slopes, places, rule).
+2. `choose` picks by device and features, and says why; a named implementation is never replaced.
+3. `make_plan` finds what need not be computed, once per batch; every layer takes it as `plan`.
 """
 
 import math
@@ -14,15 +14,34 @@ import jax.numpy as jnp
 
 from llm_jax.config import nearest
 from llm_jax.errors import ConfigError
-from llm_jax.kernels.attention import reference, xla_chunked
-from llm_jax.kernels.attention.reference import Places, Rule
+from llm_jax.kernels.attention import cudnn, reference, xla_chunked
+from llm_jax.kernels.attention.plan import Places, Plan, Request, Rule
+from llm_jax.kernels.device import Device, current_device
 
-Implementation = Callable[..., tuple[jax.Array, jax.Array]]  # as `reference.attend`
+
+class Implementation(NamedTuple):
+    """One way to compute attention."""
+
+    # (q, k, v, slopes, plan, rule) -> out, lse; as `reference.attend`
+    attend: Callable[..., tuple[jax.Array, jax.Array]]
+    # what it wants of the places, computed once per batch
+    make_ranges: Callable[[Places, Request], tuple[jax.Array, ...]]
+    # why it cannot take a call, in words that follow its name; None: it can
+    refuses: Callable[[Request, Device], str | None]
+
+
+def _anything(request: Request, device: Device) -> str | None:
+    return None
+
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "reference": reference.attend,
-    "xla_chunked": xla_chunked.attend,
+    "reference": Implementation(reference.attend, lambda places, request: (), _anything),
+    "xla_chunked": Implementation(xla_chunked.attend, xla_chunked.make_ranges, _anything),
+    "cudnn": Implementation(cudnn.attend, lambda places, request: (), cudnn.refuses),
 }
+
+# Fused kernels of each platform, the preferred first.
+FUSED = {"gpu": ("cudnn",)}
 
 # Up to how many queries dense scores win: they are then no larger than K, and tiles copy K. What
 # counts is T, not T * S. From `python tools/bench_attention.py` (2 busy cores, float32, N=6 K=2
@@ -39,11 +58,75 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(platform: str, query_length: int) -> Choice:
-    """What "auto" takes on `platform` ("cpu", "gpu", "tpu") for T = query_length."""
-    if query_length <= FEW_QUERIES:
+def choose(request: Request, device: Device) -> Choice:
+    """What "auto" takes on a device: its fused kernel, or tiles in XLA and why not the kernel."""
+    if request.T <= FEW_QUERIES:
         return Choice("reference", f"at most {FEW_QUERIES} queries: dense scores are small")
-    return Choice("xla_chunked", f"memory linear in length; no fused kernel for {platform} yet")
+    objections = []
+    for name in FUSED.get(device.platform, ()):
+        objection = IMPLEMENTATIONS[name].refuses(request, device)
+        if objection is None:
+            return Choice(name, f"fused kernel for {device.kind}")
+        objections.append(f"{name} {objection}")
+    reason = "; ".join(objections) or f"no fused kernel for {device.platform}"
+    return Choice("xla_chunked", f"memory linear in length; {reason}")
+
+
+def make_plan(
+    q_BTNH: jax.Array | jax.ShapeDtypeStruct,
+    k_BSKH: jax.Array | jax.ShapeDtypeStruct,
+    *,
+    causal: bool = True,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    alibi: bool = False,
+    q_segments_BT: jax.Array | None = None,
+    kv_segments_BS: jax.Array | None = None,
+    q_positions_BT: jax.Array | None = None,
+    kv_positions_BS: jax.Array | None = None,
+    implementation: str = "auto",
+    return_lse: bool = False,
+) -> Plan:
+    """What all layers share for one batch: the implementation, the places, the tiles to visit.
+
+    Arguments as of `flash_attention`; of q and k only shape and dtype are read, `alibi` and
+    `soft_cap` only to choose an implementation that can. Layers whose window differs need a plan
+    of their own.
+
+    Raises:
+      ConfigError: as `flash_attention`.
+    """
+    B, T, N, H = q_BTNH.shape
+    _, S, K, _ = k_BSKH.shape
+    _check_pair("segments", (q_segments_BT, (B, T)), (kv_segments_BS, (B, S)))
+    _check_pair("positions", (q_positions_BT, (B, T)), (kv_positions_BS, (B, S)))
+    rule = _make_rule(1.0, causal, window, soft_cap)
+    segments, positions = q_segments_BT is not None, q_positions_BT is not None
+    dtype = jnp.dtype(q_BTNH.dtype).name
+    request = Request(B, T, S, N, K, H, dtype, rule, alibi, segments, positions, return_lse)
+    name = implementation_for(request, implementation)
+    places = Places(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
+    places = jax.tree.map(lambda place: jnp.asarray(place, jnp.int32), places)
+    ranges = IMPLEMENTATIONS[name].make_ranges(places, request)
+    return Plan(places, ranges, name, rule.causal, rule.window)
+
+
+def implementation_for(request: Request, name: str) -> str:
+    """The implementation that takes a call: `name`, or what "auto" chooses.
+
+    Raises:
+      ConfigError: the name is unknown, or the implementation named cannot take the call.
+    """
+    device = current_device()
+    if name == "auto":
+        return choose(request, device).name
+    if name not in IMPLEMENTATIONS:
+        remedy = nearest(name, ["auto", *IMPLEMENTATIONS])
+        raise ConfigError(f"implementation={name!r} is unknown; {remedy}")
+    objection = IMPLEMENTATIONS[name].refuses(request, device)
+    if objection is not None:
+        raise ConfigError(f"implementation={name!r} {objection}; auto or xla_chunked can")
+    return name
 
 
 # The overloads tell a type checker what `return_lse` returns; `options` are those spelt out below.
@@ -84,6 +167,7 @@ def flash_attention(  # pyright: ignore[reportInconsistentOverload]
     q_positions_BT: jax.Array | None = None,
     kv_positions_BS: jax.Array | None = None,
     implementation: str = "auto",
+    plan: Plan | None = None,
     return_lse: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """softmax(score) v, where score = cap(scale * q.k) + slope * (key position - query position).
@@ -103,7 +187,9 @@ def flash_attention(  # pyright: ignore[reportInconsistentOverload]
         Both segments are given, or neither.
       q_positions_BT: in any order, as in the slots of a KV cache. Both positions are given, or
         neither: then they are row indices, aligned at the end when S > T.
-      implementation: "auto" (see `choose`), "reference" or "xla_chunked"; taken, or refused.
+      implementation: "auto" (see `choose`) or a name in `IMPLEMENTATIONS`; taken, or refused.
+      plan: from `make_plan`, for the same `causal` and `window`. It brings segments, positions and
+        implementation, which are then not given again.
       return_lse: also return the log-sum-exp of the scores, [B, T, N] float32, -inf if none.
 
     Raises:
@@ -111,26 +197,46 @@ def flash_attention(  # pyright: ignore[reportInconsistentOverload]
 
     References: FlashAttention-2 (arXiv 2307.08691), ALiBi (2108.12409), GQA (2305.13245).
     """
-    B, T, N, H, S = _check_arrays(q_BTNH, k_BSKH, v_BSKH)
-    _check_pair("segments", (q_segments_BT, (B, T)), (kv_segments_BS, (B, S)))
-    _check_pair("positions", (q_positions_BT, (B, T)), (kv_positions_BS, (B, S)))
+    N, H = _check_arrays(q_BTNH, k_BSKH, v_BSKH)
     rule = _make_rule(H**-0.5 if scale is None else scale, causal, window, soft_cap)
-    attend, slopes_N = _implementation(implementation, T), _make_slopes(alibi_slopes_N, N)
-    if q_positions_BT is None or kv_positions_BS is None:
-        q_positions_BT, kv_positions_BS = jnp.arange(T)[None] + max(S - T, 0), jnp.arange(S)[None]
-    places = Places(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
-    places = jax.tree.map(lambda place: jnp.asarray(place, jnp.int32), places)
-    out_BTNH, lse_BTN = attend(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule)
+    slopes_N = _make_slopes(alibi_slopes_N, N)
+    places = (q_segments_BT, kv_segments_BS, q_positions_BT, kv_positions_BS)
+    if plan is None:
+        plan = make_plan(
+            q_BTNH,
+            k_BSKH,
+            causal=causal,
+            window=window,
+            soft_cap=soft_cap,
+            alibi=slopes_N is not None,
+            q_segments_BT=q_segments_BT,
+            kv_segments_BS=kv_segments_BS,
+            q_positions_BT=q_positions_BT,
+            kv_positions_BS=kv_positions_BS,
+            implementation=implementation,
+            return_lse=return_lse,
+        )
+    else:
+        _check_plan(plan, rule, places, implementation)
+    attend = IMPLEMENTATIONS[plan.implementation].attend
+    out_BTNH, lse_BTN = attend(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan, rule)
     return (out_BTNH, lse_BTN) if return_lse else out_BTNH
 
 
-def _implementation(name: str, T: int) -> Implementation:
-    if name == "auto":
-        name = choose(jax.default_backend(), T).name
-    if name not in IMPLEMENTATIONS:
-        remedy = nearest(name, ["auto", *IMPLEMENTATIONS])
-        raise ConfigError(f"implementation={name!r} is unknown; {remedy}")
-    return IMPLEMENTATIONS[name]
+def _check_plan(plan: Plan, rule: Rule, places: tuple, implementation: str) -> None:
+    if any(place is not None for place in places) or implementation not in (
+        "auto",
+        plan.implementation,
+    ):
+        raise ConfigError(
+            f"plan={plan.implementation} is given together with segments, positions or "
+            f"implementation={implementation!r}; these are the plan's, so give them to make_plan only"
+        )
+    if (plan.causal, plan.window) != (rule.causal, rule.window):
+        raise ConfigError(
+            f"plan is for causal={plan.causal} window={plan.window}, the call for "
+            f"causal={rule.causal} window={rule.window}; make a plan for each"
+        )
 
 
 def _make_slopes(slopes_N: jax.Array | None, N: int) -> jax.Array | None:
@@ -155,17 +261,15 @@ def _make_rule(scale: float, causal: bool, window: int, soft_cap: float) -> Rule
     return Rule(float(scale), bool(causal), int(window), float(soft_cap))
 
 
-def _check_arrays(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array
-) -> tuple[int, int, int, int, int]:
-    """Returns B, T, N, H, S."""
+def _check_arrays(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> tuple[int, int]:
+    """Returns N and H."""
     for name, array in {"q_BTNH": q_BTNH, "k_BSKH": k_BSKH, "v_BSKH": v_BSKH}.items():
         if array.ndim != 4 or 0 in array.shape:
             raise ConfigError(
                 f"{name} has shape {array.shape}; it must have 4 axes "
                 f"({', '.join(name[2:])}), none empty"
             )
-    B, T, N, H = q_BTNH.shape
+    B, _, N, H = q_BTNH.shape
     _, S, K, _ = k_BSKH.shape
     for name, array in {"k_BSKH": k_BSKH, "v_BSKH": v_BSKH}.items():
         if array.shape != (B, S, K, H):
@@ -184,7 +288,7 @@ def _check_arrays(
             f"q, k, v have dtypes {', '.join(dtypes)}; "
             "they must be one floating type, so cast them first"
         )
-    return B, T, N, H, S
+    return N, H
 
 
 def _check_pair(

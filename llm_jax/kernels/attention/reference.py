@@ -4,29 +4,11 @@
 the rules cannot drift apart. Memory is quadratic: a few [B, N, T, S] arrays in float32.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-
-class Rule(NamedTuple):
-    """What is fixed at compile time (hashable). `window` and `soft_cap` are off at 0."""
-
-    scale: float
-    causal: bool
-    window: int
-    soft_cap: float
-
-
-class Places(NamedTuple):
-    """Where queries and keys stand, int32. The leading axis is B, or 1 when all rows are alike."""
-
-    q_positions_BT: jax.Array
-    kv_positions_BS: jax.Array
-    q_segments_BT: jax.Array | None  # None: no segments and no padding
-    kv_segments_BS: jax.Array | None
+from llm_jax.kernels.attention.plan import Places, Plan, Rule
 
 
 def precision(dtype: jnp.dtype) -> lax.Precision:
@@ -81,7 +63,7 @@ def attend(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     slopes_N: jax.Array | None,
-    places: Places,
+    plan: Plan,
     rule: Rule,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns out_BTNH in q's dtype and the log-sum-exp of the scores, lse_BTN, in float32.
@@ -95,6 +77,7 @@ def attend(
     slopes_KG = None if slopes_N is None else lax.stop_gradient(slopes_N).reshape(K, N // K)
 
     raw_BKGTS = jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, **exact)
+    places = plan.places.with_positions(T, k_BSKH.shape[1])
     score_BKGTS = score(raw_BKGTS, slopes_KG, places, rule)
     peak_BKGT = lax.stop_gradient(score_BKGTS.max(axis=-1))
     peak_BKGT = jnp.where(jnp.isneginf(peak_BKGT), 0, peak_BKGT)  # -inf - -inf would be NaN

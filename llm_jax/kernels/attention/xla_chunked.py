@@ -1,7 +1,7 @@
 """Attention in tiles, in plain XLA: any device, any dtype, memory linear in T.
 
 1. Rows are padded to whole tiles; padding gets segment 0.
-2. Per query tile, the range of key tiles that any of its rows may see (`tile_ranges`).
+2. Per query tile, the run of key tiles that any of its rows may see comes with the plan.
 3. Forward: scan over query tiles; within one, loop over its key tiles with a running softmax.
 4. Backward, written by hand: the same loops recompute each tile's shares from the saved lse.
 
@@ -18,14 +18,24 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from llm_jax.kernels.attention.reference import Places, Rule, accumulator, precision, score
+from llm_jax.kernels.attention.plan import (
+    Places,
+    Plan,
+    Request,
+    Rule,
+    Tiles,
+    key_ranges,
+    pad_places,
+    tile_length,
+)
+from llm_jax.kernels.attention.reference import accumulator, precision, score
+from llm_jax.kernels.device import current_device
 
 # (query, key) rows of a tile. CPU, 2 busy cores, float32, forward and gradients, best of 8 in ms,
 # for tiles of 128 / 256 / 512: B=8 T=512 N=6 195 / 258 / 521; B=4 T=1024 N=8 326 / 540 / 991;
 # B=1 T=4096 N=8 1163 / 1101 / 1472. Elsewhere larger, as a turn of the loop costs launches; not
 # measured yet.
-CPU_TILES, OTHER_TILES = (128, 128), (512, 512)
-FAR = jnp.iinfo(jnp.int32).max
+CPU_TILES, OTHER_TILES = Tiles(128, 128), Tiles(512, 512)
 
 
 def attend(
@@ -33,60 +43,27 @@ def attend(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     slopes_N: jax.Array | None,
-    places: Places,
+    plan: Plan,
     rule: Rule,
-    tiles: tuple[int, int] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """As `reference.attend`, with scores of at most `tiles` = (query, key) rows at a time.
+    """As `reference.attend`, with the scores of one pair of tiles at a time.
 
-    None leaves the tiles to the platform. The results are named `attention_out` and `attention_lse`
-    for `jax.checkpoint` policies: saving both spares the backward pass a second forward.
+    The results are named `attention_out` and `attention_lse` for `jax.checkpoint` policies: saving
+    both spares the backward pass a second forward.
     """
-    if tiles is None:
-        tiles = CPU_TILES if jax.default_backend() == "cpu" else OTHER_TILES
-    return _attend(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule, tiles)
+    return _attend(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan, rule)
 
 
-def tile_length(length: int, longest: int) -> int:
-    """Rows per tile: all when they fit, else near-equal tiles of a multiple of 16 rows."""
-    if length <= longest:
-        return length
-    per_tile = -(-length // -(-length // longest))
-    return min(longest, -(-per_tile // 16) * 16)
+def make_ranges(places: Places, request: Request) -> tuple[jax.Array, ...]:
+    """First and one past the last key tile of each query tile, [B, I, 2] int32."""
+    B, T, S = request[:3]
+    ranges_BI4 = key_ranges(places, request.rule, T, S, _tiles(T, S))
+    return (jnp.broadcast_to(ranges_BI4[..., ::3], (B, ranges_BI4.shape[1], 2)),)
 
 
-def tile_ranges(places: Places, rule: Rule) -> tuple[jax.Array, jax.Array]:
-    """For each query tile the first and one past the last key tile to visit, two [I] int32.
-
-    `places` holds tiles: [I, B or 1, t] for queries and [J, B or 1, s] for keys. The test is by
-    least and greatest position and segment of a tile: cheap, and safe for any order of either.
-    """
-
-    def extent(x_IBt: jax.Array, segments_IBt: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        real = jnp.bool_(True) if segments_IBt is None else segments_IBt != 0
-        return (
-            jnp.where(real, x_IBt, FAR).min(axis=-1),  # a tile of padding: least > greatest
-            jnp.where(real, x_IBt, -FAR).max(axis=-1),
-        )
-
-    q_least_IB, q_most_IB = extent(places.q_positions_BT, places.q_segments_BT)
-    k_least_JB, k_most_JB = extent(places.kv_positions_BS, places.kv_segments_BS)
-    touch_IJB = jnp.ones((q_least_IB.shape[0], k_least_JB.shape[0], 1), bool)
-    if rule.causal:
-        touch_IJB &= k_least_JB[None] <= q_most_IB[:, None]
-        if rule.window:
-            touch_IJB &= k_most_JB[None] > q_least_IB[:, None] - rule.window
-    if places.q_segments_BT is not None and places.kv_segments_BS is not None:
-        q_least_IB, q_most_IB = extent(places.q_segments_BT, places.q_segments_BT)
-        k_least_JB, k_most_JB = extent(places.kv_segments_BS, places.kv_segments_BS)
-        touch_IJB &= k_least_JB[None] <= q_most_IB[:, None]
-        touch_IJB &= k_most_JB[None] >= q_least_IB[:, None]
-    touch_IJ = touch_IJB.any(axis=-1)
-    first_I = touch_IJ.argmax(axis=1)
-    last_I = jnp.where(
-        touch_IJ.any(axis=1), touch_IJ.shape[1] - touch_IJ[:, ::-1].argmax(axis=1), 0
-    )
-    return first_I.astype(jnp.int32), last_I.astype(jnp.int32)
+def _tiles(T: int, S: int) -> Tiles:
+    longest = CPU_TILES if current_device().platform == "cpu" else OTHER_TILES
+    return Tiles(tile_length(T, longest.query), tile_length(S, longest.key))
 
 
 def _split(x: jax.Array, count: int, length: int) -> jax.Array:
@@ -96,19 +73,18 @@ def _split(x: jax.Array, count: int, length: int) -> jax.Array:
     return jnp.moveaxis(x.reshape(B, count, length, *rest), 1, 0)
 
 
-def _split_places(places: Places, I: int, t: int, J: int, s: int) -> Places:
-    """Places in tiles: [I, B or 1, t] and [J, B or 1, s]; padded rows are told by segment 0."""
-    q_segments_BT, kv_segments_BS = places.q_segments_BT, places.kv_segments_BS
-    padded = I * t > places.q_positions_BT.shape[1] or J * s > places.kv_positions_BS.shape[1]
-    if q_segments_BT is None and padded:
-        q_segments_BT = jnp.ones_like(places.q_positions_BT)
-        kv_segments_BS = jnp.ones_like(places.kv_positions_BS)
-    return Places(
-        _split(places.q_positions_BT, I, t),
-        _split(places.kv_positions_BS, J, s),
-        None if q_segments_BT is None else _split(q_segments_BT, I, t),
-        None if kv_segments_BS is None else _split(kv_segments_BS, J, s),
-    )
+def _shared(ranges_BI2: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The tiles to visit for any row of the batch, [I] and [I]: the loop runs over all rows at once."""
+    first_BI, last_BI = ranges_BI2[..., 0], ranges_BI2[..., 1]
+    last_I = last_BI.max(axis=0)
+    return jnp.where(first_BI < last_BI, first_BI, last_I).min(axis=0), last_I
+
+
+def _cut(places: Places, tiles: Tiles) -> Places:
+    """Padded places in tiles: [I, B or 1, t] and [J, B or 1, s]."""
+    cut = lambda x, tile: x.reshape(x.shape[0], -1, tile).swapaxes(0, 1)  # noqa: E731
+    sizes = Places(tiles.query, tiles.key, tiles.query, tiles.key)
+    return Places(*(None if x is None else cut(x, n) for x, n in zip(places, sizes, strict=True)))
 
 
 def _queries(x_BTNH: jax.Array, K: int, I: int, t: int) -> jax.Array:
@@ -152,21 +128,19 @@ class _Grid(NamedTuple):
         k_BSKH: jax.Array,
         v_BSKH: jax.Array,
         slopes_N: jax.Array | None,
-        places: Places,
-        rule: Rule,
-        tiles: tuple[int, int],
+        plan: Plan,
     ) -> "_Grid":
         T, N, S, K = *q_BTNH.shape[1:3], *k_BSKH.shape[1:3]
-        t, s = tile_length(T, tiles[0]), tile_length(S, tiles[1])
-        I, J = -(-T // t), -(-S // s)
-        places = _split_places(places, I, t, J, s)
+        tiles = _tiles(T, S)
+        I, J = -(-T // tiles.query), -(-S // tiles.key)
+        padded = pad_places(plan.places.with_positions(T, S), T, S, tiles)
         return cls(
-            _queries(q_BTNH, K, I, t),
-            _keys(k_BSKH, J, s),
-            _keys(v_BSKH, J, s),
+            _queries(q_BTNH, K, I, tiles.query),
+            _keys(k_BSKH, J, tiles.key),
+            _keys(v_BSKH, J, tiles.key),
             None if slopes_N is None else slopes_N.reshape(K, N // K),
-            places,
-            *tile_ranges(places, rule),
+            _cut(padded, tiles),
+            *_shared(*plan.ranges),
         )
 
     def pair(self, i: jax.Array, j: jax.Array) -> Places:
@@ -185,11 +159,10 @@ def _forward(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     slopes_N: jax.Array | None,
-    places: Places,
+    plan: Plan,
     rule: Rule,
-    tiles: tuple[int, int],
 ) -> tuple[jax.Array, jax.Array]:
-    grid = _Grid.cut(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule, tiles)
+    grid = _Grid.cut(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan)
     product = _product(q_BTNH.dtype)
 
     def query_tile(i: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -228,21 +201,20 @@ def _forward_saving(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     slopes_N: jax.Array | None,
-    places: Places,
+    plan: Plan,
     rule: Rule,
-    tiles: tuple[int, int],
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
-    out_BTNH, lse_BTN = _forward(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule, tiles)
+    out_BTNH, lse_BTN = _forward(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan, rule)
     out_BTNH = checkpoint_name(out_BTNH, "attention_out")
     lse_BTN = checkpoint_name(lse_BTN, "attention_lse")
-    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, slopes_N, places, out_BTNH, lse_BTN)
+    return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, slopes_N, plan, out_BTNH, lse_BTN)
 
 
-def _backward(rule: Rule, tiles: tuple[int, int], saved: tuple, cotangents: tuple) -> tuple:
+def _backward(rule: Rule, saved: tuple, cotangents: tuple) -> tuple:
     """With P the softmax: dV = P'dO, dS = P (dO V' - delta), dQ = dS K, dK = dS'Q."""
-    q_BTNH, k_BSKH, v_BSKH, slopes_N, places, out_BTNH, lse_BTN = saved
+    q_BTNH, k_BSKH, v_BSKH, slopes_N, plan, out_BTNH, lse_BTN = saved
     grad_out_BTNH, grad_lse_BTN = cotangents
-    grid = _Grid.cut(q_BTNH, k_BSKH, v_BSKH, slopes_N, places, rule, tiles)
+    grid = _Grid.cut(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan)
     dtype, product = accumulator(q_BTNH.dtype), _product(q_BTNH.dtype)
     I, _, K, _, t, _ = grid.q_IBKGtH.shape
     # the softmax's normaliser, and the lse, pass back one number per row
@@ -299,5 +271,5 @@ def _finite(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isneginf(x), 0, x)
 
 
-_attend = jax.custom_vjp(_forward, nondiff_argnums=(5, 6))
+_attend = jax.custom_vjp(_forward, nondiff_argnums=(5,))
 _attend.defvjp(_forward_saving, _backward)
