@@ -22,14 +22,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from llm_jax.config import to_dict
 from llm_jax.errors import ConfigError, DataError
 from llm_jax.eval.windows import Corpus, EvalConfig, RowPlan, Rows, plan_windows
-from llm_jax.model import ModelConfig, Params, forward
+from llm_jax.model import ModelConfig, Params, target_nats
 from llm_jax.sharding import RULES, batch_sharding, constrain
 
 LN2 = math.log(2.0)
@@ -206,9 +205,7 @@ def _token_nats(
     segments_BT: jax.Array,
 ) -> jax.Array:
     """Negative log-probability of every target, float32 [B, T], the same on every device."""
-    logits_BTV, _ = forward(params, config, tokens_BT, positions_BT, segments_BT)
-    picked_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    nats_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - picked_BT
+    nats_BT, _ = target_nats(params, config, tokens_BT, targets_BT, positions_BT, segments_BT)
     return constrain(nats_BT, None, None)
 
 

@@ -16,15 +16,19 @@ from llm_jax.model.api import (
     count_params,
     flops_per_token,
     forward,
+    head_weights,
+    hidden_states,
     init_params,
     logical_axes,
 )
 from llm_jax.model.attention import attention_choice
 from llm_jax.model.cache import KVCache, init_cache
 from llm_jax.model.config import ModelConfig, RopeScaling
+from llm_jax.model.scoring import LossSums, target_loss, target_nats
 
 __all__ = [
     "KVCache",
+    "LossSums",
     "ModelConfig",
     "Params",
     "RopeScaling",
@@ -33,7 +37,11 @@ __all__ = [
     "count_params",
     "flops_per_token",
     "forward",
+    "head_weights",
+    "hidden_states",
     "init_cache",
     "init_params",
     "logical_axes",
+    "target_loss",
+    "target_nats",
 ]

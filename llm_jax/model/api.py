@@ -1,4 +1,4 @@
-"""The waist of the model: five functions on plain nested dicts. Nothing outside model/ sees a module."""
+"""The waist of the model: functions on plain nested dicts. Nothing outside model/ sees a module."""
 
 import math
 from typing import Any
@@ -13,6 +13,7 @@ from llm_jax.model.cache import KVCache
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.layers import Named
 from llm_jax.model.transformer import Transformer
+from llm_jax.sharding import constrain
 
 Params = dict[str, Any]  # nested dict of arrays; names are a file format
 
@@ -41,6 +42,21 @@ def forward(
     Raises:
       ConfigError: the arrays differ in shape, or the row is longer than learned positions reach.
     """
+    x_BTD, cache = hidden_states(params, config, tokens_BT, positions_BT, segments_BT, cache)
+    head_DV = head_weights(params, config).astype(config.dtype)
+    logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
+    return constrain(logits_BTV, "batch", "time", "vocab"), cache
+
+
+def hidden_states(
+    params: Params,
+    config: ModelConfig,
+    tokens_BT: jax.Array | np.ndarray,
+    positions_BT: jax.Array | np.ndarray,
+    segments_BT: jax.Array | np.ndarray,
+    cache: KVCache | None = None,
+) -> tuple[jax.Array, KVCache | None]:
+    """What `forward` multiplies by the head, config.dtype [B, T, D]; arguments and errors as there."""
     for name, array in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
         if array.shape != tokens_BT.shape:
             raise ConfigError(
@@ -54,6 +70,15 @@ def forward(
     return Transformer(config).apply(
         {"params": params}, tokens_BT, positions_BT, segments_BT, cache
     )  # pyright: ignore[reportReturnType]
+
+
+def head_weights(params: Params, config: ModelConfig) -> jax.Array:
+    """The output head, [D, V]: tied or not, in the wider of config.dtype and config.param_dtype.
+
+    Products are in config.dtype; its gradient, a sum over all tokens, should not be.
+    """
+    head_DV = params["embedding"].T if config.tied_embeddings else params["head"]
+    return head_DV.astype(jnp.promote_types(config.dtype, config.param_dtype))
 
 
 def logical_axes(config: ModelConfig) -> dict[str, Any]:

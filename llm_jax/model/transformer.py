@@ -1,4 +1,4 @@
-"""The decoder: embedding, a scan over identical blocks, final norm, output head."""
+"""The decoder: embedding, a scan over identical blocks, final norm; the head is only declared here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from llm_jax.model.attention import Attention, Context, plan_attention
 from llm_jax.model.cache import KVCache
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.layers import HEAD_INIT, Mlp, Norm, declare, embedding_init, matrix
+from llm_jax.model.layers import HEAD_INIT, Mlp, Norm, declare, embedding_init
 from llm_jax.model.positions import rope_tables
 from llm_jax.sharding import constrain
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids to logits."""
+    """Token ids to the hidden states that the head turns into logits."""
 
     config: ModelConfig
 
@@ -64,7 +64,7 @@ class Transformer(nn.Module):
         segments_BT: jax.Array,
         cache: KVCache | None,
     ) -> tuple[jax.Array, KVCache | None]:
-        """Returns float32 logits [B, T, V] and the cache with this call's tokens in it."""
+        """Returns the normed states [B, T, D] and the cache with this call's tokens in it."""
         config = self.config
         V, D = config.vocab_size, config.embed_dim
         init = embedding_init(config)
@@ -96,13 +96,9 @@ class Transformer(nn.Module):
         if cache is not None and layer_caches is not None:
             cache = cache._replace(k_LBSKH=layer_caches[0], v_LBSKH=layer_caches[1])
 
-        x_BTD = Norm(config, name="final_norm")(x_BTD)
-        if config.tied_embeddings:
-            head_DV = embedding_VD.T.astype(config.dtype)
-        else:
-            head_DV = matrix(self, "head", (D, V), ("embed", "vocab"), HEAD_INIT)
-        logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
-        return constrain(logits_BTV, "batch", "time", "vocab"), cache
+        if not config.tied_embeddings:  # its product is fused with the loss: see `api.head_weights`
+            declare(self, "head", (D, V), ("embed", "vocab"), HEAD_INIT)
+        return Norm(config, name="final_norm")(x_BTD), cache
 
 
 def make_context(

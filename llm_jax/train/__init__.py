@@ -1,4 +1,4 @@
-"""Training: loss, optimizer, state, the pure step, and the loop around it.
+"""Training: optimizer, state, the pure step, and the loop around it.
 
 Read `step.py` first. `loop.run` is handed its batches and hooks by the commands in run/, so that
 pretraining and instruction tuning share one loop.

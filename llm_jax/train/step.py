@@ -12,9 +12,8 @@ from jax.sharding import Mesh
 
 from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError
-from llm_jax.model import ModelConfig, Params, forward
+from llm_jax.model import LossSums, ModelConfig, Params, target_loss
 from llm_jax.sharding import batch_sharding, replicated
-from llm_jax.train.loss import LossSums, token_loss
 from llm_jax.train.state import TrainState, state_shardings
 
 Metrics = dict[str, jax.Array]
@@ -59,9 +58,8 @@ def train_step(
     count = jnp.maximum(jnp.sum(batch.loss_mask_BT), 1.0)
 
     def loss(params: Params, part: Batch) -> tuple[jax.Array, LossSums]:
-        logits_BTV, _ = forward(params, model, part.tokens_BT, part.positions_BT, part.segments_BT)
-        sums = token_loss(logits_BTV, part.targets_BT, part.loss_mask_BT)
-        return (sums.nats + config.z_loss * sums.z_penalty) / count, sums
+        objective, sums = target_loss(params, model, *part, z_loss=config.z_loss)
+        return objective / count, sums
 
     sums, grads = accumulate(
         jax.grad(loss, has_aux=True), state.params, batch, config.micro_batches

@@ -18,10 +18,10 @@ from llm_jax.model import (
     init_cache,
     init_params,
     logical_axes,
+    target_loss,
 )
 from llm_jax.model.layers import Norm
 from llm_jax.model.positions import alibi_slopes, rope_amplitude, rope_frequencies
-from llm_jax.train.loss import token_loss
 from tests.model import numpy_decoder
 from tests.tiny import BLOOM, FAMILIES, GPT2, LLAMA, random_batch
 
@@ -193,10 +193,7 @@ def test_in_bfloat16_a_frequent_token_keeps_its_gradient():
 
     def gradient(config):
         def loss(params):
-            logits, _ = forward(
-                params, config, batch.tokens_BT, batch.positions_BT, batch.segments_BT
-            )
-            return token_loss(logits, batch.targets_BT, batch.loss_mask_BT).nats
+            return target_loss(params, config, *batch)[0]
 
         params = init_params(LLAMA, jax.random.key(0))
         return np.asarray(jax.jit(jax.grad(loss))(params)["embedding"][7])

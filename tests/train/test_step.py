@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError
-from llm_jax.model import forward, init_params
+from llm_jax.model import forward, init_params, target_loss
 from llm_jax.train import (
     OptimizerConfig,
     StepConfig,
@@ -20,7 +20,6 @@ from llm_jax.train import (
     new_state,
     train_step,
 )
-from llm_jax.train.loss import token_loss
 from llm_jax.train.optimizer import decay_mask
 from llm_jax.train.step import accumulate
 from tests.tiny import BLOOM, LLAMA, random_batch
@@ -67,8 +66,7 @@ def test_a_packed_batch_has_the_loss_and_gradients_of_its_documents_alone(model)
     params = init_params(model, jax.random.key(1))
 
     def nats(params, part):
-        logits, _ = forward(params, model, part.tokens_BT, part.positions_BT, part.segments_BT)
-        return token_loss(logits, part.targets_BT, part.loss_mask_BT).nats
+        return target_loss(params, model, *part)[0]
 
     gradient = jax.jit(jax.value_and_grad(nats))
     packed, packed_grads = gradient(params, batch)
@@ -86,9 +84,8 @@ def test_micro_batches_with_uneven_targets_equal_one_large_batch():
     params = init_params(LLAMA, jax.random.key(0))
 
     def loss(params, part):
-        logits, _ = forward(params, LLAMA, part.tokens_BT, part.positions_BT, part.segments_BT)
-        sums = token_loss(logits, part.targets_BT, part.loss_mask_BT)
-        return sums.nats / batch.loss_mask_BT.sum(), sums
+        nats, sums = target_loss(params, LLAMA, *part)
+        return nats / batch.loss_mask_BT.sum(), sums
 
     gradient = jax.grad(loss, has_aux=True)
     add = jax.jit(accumulate, static_argnums=(0, 3))
@@ -115,9 +112,8 @@ def test_one_step_is_adamw_written_out_by_hand():
     batch = random_batch(seed=2, rows=4, length=16)
 
     def loss(params):
-        logits, _ = forward(params, LLAMA, batch.tokens_BT, batch.positions_BT, batch.segments_BT)
-        sums = token_loss(logits, batch.targets_BT, batch.loss_mask_BT)
-        return sums.nats / sums.targets
+        nats, sums = target_loss(params, LLAMA, *batch)
+        return nats / sums.targets
 
     grads = jax.jit(jax.grad(loss))(state.params)
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
