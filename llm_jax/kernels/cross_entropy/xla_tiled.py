@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from llm_jax.kernels.cross_entropy.reference import LossSums, logits, precision, weigh
 from llm_jax.kernels.device import current_device
 
-TILE_BYTES = 512 << 20  # of a tile's float32 logits
+TILE_BYTES = 640 << 20  # of a tile's float32 logits
 MOST_ROWS = 1024
 # CPU: XLA first writes the product that is to be added to dhead; in slabs of this size that is small
 SLAB_BYTES = 64 << 20
