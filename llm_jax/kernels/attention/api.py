@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from llm_jax.config import nearest
 from llm_jax.errors import ConfigError
-from llm_jax.kernels.attention import cudnn, pallas_tpu, reference, xla_chunked
+from llm_jax.kernels.attention import cudnn, mosaic_gpu, pallas_tpu, reference, xla_chunked
 from llm_jax.kernels.attention.plan import Places, Plan, Request, Rule
 from llm_jax.kernels.device import Device, current_device
 
@@ -38,11 +38,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": Implementation(reference.attend, lambda places, request: (), _anything),
     "xla_chunked": Implementation(xla_chunked.attend, xla_chunked.make_ranges, _anything),
     "pallas_tpu": Implementation(pallas_tpu.attend, pallas_tpu.make_ranges, pallas_tpu.refuses),
+    "mosaic_gpu": Implementation(mosaic_gpu.attend, mosaic_gpu.make_ranges, mosaic_gpu.refuses),
     "cudnn": Implementation(cudnn.attend, lambda places, request: (), cudnn.refuses),
 }
 
 # Fused kernels of each platform, the preferred first.
-FUSED = {"tpu": ("pallas_tpu",), "gpu": ("cudnn",)}
+FUSED = {"tpu": ("pallas_tpu",), "gpu": ("cudnn", "mosaic_gpu")}
 
 # Up to how many queries dense scores win: they are then no larger than K, and tiles copy K. What
 # counts is T, not T * S. From `python tools/bench_attention.py` (2 busy cores, float32, N=6 K=2

@@ -29,8 +29,8 @@ LAYOUT_OF_AXIS = (ROWS, COLUMNS)
 
 ROWS_PER_WARPGROUP = 64  # of every WGMMA instruction
 # Of 512 registers per lane, shared by the warpgroups; the producer only starts copies.
-PRODUCER_REGISTERS = 40
-CONSUMER_REGISTERS = {1: 248, 2: 232}  # by the number of consumers; an instruction can name 255
+PRODUCER_REGISTERS = 24
+CONSUMER_REGISTERS = {1: 256, 2: 240}  # by the number of consumers; an instruction can name 255
 
 # `plgpu.load` lost its index argument after 0.10.
 _NO_INDEX = ((),) if jax.__version_info__ < (0, 11) else ()
@@ -63,6 +63,10 @@ class Operands(NamedTuple):
     @property
     def k_places(self) -> tuple[Any, Any]:
         return self.places.kv_positions_BS, self.places.kv_segments_BS
+
+    def masks(self, rule: Rule) -> bool:
+        """Whether any score may be out of sight."""
+        return rule.causal or self.places.kv_segments_BS is not None
 
     @property
     def extras(self) -> int:
@@ -325,8 +329,10 @@ class Range(NamedTuple):
         row = own_row(ranges, batch)
         return cls(*(row[tile, i] for i in range(4)))
 
-    def loop(self, step: Callable[..., Any], state: Any) -> Any:
-        """step(tile, state, masked=...) over all of them."""
+    def loop(self, step: Callable[..., Any], state: Any, *, masks: bool) -> Any:
+        """step(tile, state, masked=...) over all of them; without `masks`, none is masked."""
+        if not masks:
+            return lax.fori_loop(self.first, self.last, partial(step, masked=False), state)
         state = lax.fori_loop(self.first, self.first_full, partial(step, masked=True), state)
         state = lax.fori_loop(self.first_full, self.last_full, partial(step, masked=False), state)
         return lax.fori_loop(self.last_full, self.last, partial(step, masked=True), state)

@@ -25,7 +25,7 @@ from llm_jax.kernels.attention.plan import (
 from llm_jax.kernels.attention.ptxas import ptxas_objection
 from llm_jax.kernels.device import Device
 
-INTERPRET: Any = None  # on a CPU, a test puts `plgpu.InterpretGPUParams` here
+INTERPRET: Any = None  # on a CPU, a test puts `InterpretGPUParams` here
 HOPPER = re.compile(r"\b(H|GH)(100|200|800|20)\b")  # in JAX's name of the chip
 DTYPES = ("bfloat16", "float16")
 BLOCK = 128  # rows of queries and of keys are padded to a multiple of this

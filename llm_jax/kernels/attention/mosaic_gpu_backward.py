@@ -155,7 +155,8 @@ def _sum_over_keys(block: Block, warpgroup: jax.Array) -> None:
     _copy_queries(block, rows, warpgroup)
     step = _make_key_step(block, warpgroup, first_row)
     zeros = jnp.zeros((ROWS_PER_WARPGROUP, grad.shape[3]), jnp.float32)
-    total = block.range.loop(step, plgpu.layout_cast(zeros, TILE))
+    masks = block.operands.inputs.masks(setting.rule)
+    total = block.range.loop(step, plgpu.layout_cast(zeros, TILE), masks=masks)
     result = smem["q_smem"].at[warpgroup]
     result[...] = (total * setting.rule.scale).astype(grad.dtype)
     plgpu.commit_smem()
@@ -311,7 +312,8 @@ def _sum_over_queries(block: Block, group: Any, sums: str) -> None:
     totals = tuple(plgpu.layout_cast(zeros, TILE) for _ in sums)
 
     def one_head(member: jax.Array, totals: tuple) -> tuple:
-        return tiles.loop(_make_query_step(block, group, member, sums), totals)
+        step = _make_query_step(block, group, member, sums)
+        return tiles.loop(step, totals, masks=inputs.masks(setting.rule))
 
     totals = lax.fori_loop(jnp.int32(0), jnp.int32(inputs.group), one_head, totals)
     if setting.tiling.block == ROWS_PER_WARPGROUP:  # the other warpgroup may still read our keys

@@ -173,7 +173,7 @@ def _consume(block: Block, warpgroup: jax.Array) -> None:
     pl.when(tiles.last > tiles.first)(lambda: plgpu.barrier_wait(smem["k_ready"].at[0]))
     pl.when(warpgroup == 1)(take_turn)
     step = _make_step(block, warpgroup, q, take_turn)
-    out, peak, total = tiles.loop(step, state)
+    out, peak, total = tiles.loop(step, state, masks=block.operands.masks(block.setting.rule))
     pl.when(warpgroup == 0)(take_turn)
     _write(block, warpgroup, q, out, peak, total)
 

@@ -17,7 +17,7 @@ import jax
 
 log = logging.getLogger(__name__)
 
-BROKEN = ((12, 8, 0), (12, 9, 41))  # from the first up to, not including, the second: 12.9.1
+BROKEN = ((12, 8, 0), (12, 9, 86))  # up to, not including, that of CUDA 12.9.1
 SOUND = (13, 3, 0)
 VERSION = r"release \d+\.\d+, V(\d+)\.(\d+)\.(\d+)"
 

@@ -1,0 +1,208 @@
+"""The Hopper kernels: who may call them, interpreted, compiled without a GPU, and run on one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from llm_jax.kernels.attention import Request, Rule, mosaic_gpu, ptxas
+from llm_jax.kernels.device import Device
+from tests.kernels import gpu_aot, mosaic_gpu_interpreted
+from tests.kernels.attention_cases import CASES, LONG, answer, make_inputs, rule, run
+
+H200 = Device("gpu", "NVIDIA H200")
+SOUND, SUSPECT, BROKEN = (
+    f"Cuda compilation tools, release {v[:4]}, V{v}" for v in ("13.5.37", "13.0.88", "12.8.93")
+)
+
+
+def request_for(**changes) -> Request:
+    plain = Request(1, 256, 256, 8, 2, 128, "bfloat16", Rule(0.1, True, 0, 0.0), *[False] * 4)
+    return plain._replace(**changes)
+
+
+@pytest.fixture
+def sound_ptxas(monkeypatch):
+    monkeypatch.setattr(mosaic_gpu, "ptxas_objection", lambda: None)
+
+
+@pytest.mark.parametrize("kind", [*gpu_aot.NAMES.values(), "NVIDIA GH200 480GB", "NVIDIA H20"])
+def test_every_hopper_is_taken_with_all_features(kind, sound_ptxas):
+    everything = Rule(0.1, True, 64, 30.0)
+    for H in (64, 80, 128, 256):
+        request = request_for(
+            H=H, rule=everything, alibi=True, segments=True, positions=True, lse=True
+        )
+        assert mosaic_gpu.refuses(request, Device("gpu", kind)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "words"),
+    [
+        ({}, Device("cpu", "cpu"), "needs a Hopper GPU"),
+        ({}, Device("gpu", "NVIDIA A100-SXM4-80GB"), "not NVIDIA A100-SXM4-80GB"),
+        ({}, Device("gpu", "NVIDIA B200"), "needs a Hopper GPU"),
+        ({"dtype": "float32"}, H200, "needs bfloat16 or float16, not float32"),
+        ({"H": 320}, H200, "at most 256, not 320"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_reason(changes, device, words, sound_ptxas):
+    assert words in str(mosaic_gpu.refuses(request_for(**changes), device))
+
+
+def test_a_ptxas_that_miscompiles_is_refused_and_a_suspect_one_logged(caplog):
+    assert "12.8.93" in str(ptxas.judge(BROKEN))
+    assert "12.9.41" in str(ptxas.judge(BROKEN.replace("12.8.93", "12.9.41")))
+    assert not caplog.text
+    assert ptxas.judge(BROKEN.replace("12.8.93", "12.9.86")) is None, "that of CUDA 12.9.1"
+    assert "12.9.86" in caplog.text
+    caplog.clear()
+    assert ptxas.judge(SUSPECT) is None
+    assert "13.0.88" in caplog.text
+    caplog.clear()
+    assert ptxas.judge(SOUND) is None
+    assert ptxas.judge("no version here") is None
+    assert not caplog.text
+
+
+def test_the_ptxas_that_is_found_says_what_it_is():
+    path = ptxas.find_ptxas()
+    if path is None:
+        pytest.skip("no ptxas on PATH or in nvidia-cuda-nvcc")
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
+    assert "V" in done.stdout
+
+
+@pytest.mark.parametrize("features", [[], list(gpu_aot.FEATURES)], ids=["plain", "everything"])
+def test_forward_and_backward_lower_without_any_cuda_installed(features, sound_ptxas):
+    lowered = export.export(
+        jax.jit(gpu_aot.call(features, backward=True)),
+        platforms=["cuda"],
+        disabled_checks=[export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
+    )
+    with gpu_aot.hopper():
+        text = lowered(*gpu_aot.arguments(T=2048, H=128)).mlir_module()
+    for name in ("forward", "backward_q", "backward_kv"):
+        assert f"attention_{name}" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="jax 0.10 interprets no load or layout")
+@pytest.mark.parametrize("name", mosaic_gpu_interpreted.CASES)
+def test_interpreted_results_are_those_of_the_oracle_and_nothing_races(name):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.mosaic_gpu_interpreted", name],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "16"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.stdout == "ok\n", done.stderr[-3000:]
+
+
+needs_cuda = pytest.mark.skipif(gpu_aot.missing() is not None, reason=str(gpu_aot.missing()))
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize(
+    ("chip", "heads", "features"),
+    [
+        ("H100", 64, "causal alibi segments soft_cap window positions"),
+        ("H200", 64, "alibi"),
+        ("H200", 80, "causal segments"),
+        ("H100", 128, "causal alibi segments soft_cap window positions"),
+        ("H200", 128, "causal alibi segments"),
+        ("H200", 128, "soft_cap positions alibi"),
+        ("H100", 256, "causal window"),
+        ("H200", 256, "causal alibi segments soft_cap window positions"),
+    ],
+)
+def test_forward_and_backward_compile_for_an_absent_gpu(chip, heads, features):
+    found = gpu_aot.report(chip, "--heads", str(heads), "--features", *features.split())
+    assert set(found["spills"]) == {
+        "attention_forward",
+        "attention_backward_q",
+        "attention_backward_kv",
+    }
+    assert not found["serialized"], "ptxas waits for every WGMMA"
+    # in the masked loops; a few registers beside 232 KiB of work per block
+    assert found["spills"]["attention_forward"] <= 32
+    assert max(found["spills"].values()) <= (128 if heads <= 128 else 1024), found
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("features", ["", "alibi", "soft_cap"])
+@pytest.mark.parametrize("heads", [64, 128, 256])
+def test_the_unmasked_forward_spills_nothing(heads, features):
+    found = gpu_aot.report("H200", "--heads", str(heads), "--features", *features.split())
+    assert found["spills"]["attention_forward"] == 0
+    if heads <= 128 and not features:
+        assert max(found["spills"].values()) == 0, found
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_memory_grows_linearly_with_length():
+    short, long = (
+        gpu_aot.report("H200", "--length", str(T), "--features", "causal", "alibi")
+        for T in (4096, 16384)
+    )
+    assert long["temporary_bytes"] <= 4.2 * short["temporary_bytes"]
+
+
+@pytest.fixture
+def on_hopper():
+    if jax.default_backend() != "gpu" or not mosaic_gpu.HOPPER.search(jax.devices()[0].device_kind):
+        pytest.skip("no Hopper GPU here, or JAX_PLATFORMS=cuda is not set")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_on_a_gpu_bfloat16_is_as_exact_as_dense_bfloat16(case, on_hopper):
+    inputs, options = make_inputs(case, LONG), rule(case, LONG)
+    *arrays, grad_lse = inputs.arrays
+    rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16)) for x in arrays]
+    expected = answer(case, LONG, inputs._replace(arrays=(*rounded, grad_lse)))
+    empty = np.isneginf(expected[1])
+    grad_lse = np.where(empty, np.nan, grad_lse)  # must not spread
+    inputs = inputs._replace(arrays=(*rounded, grad_lse))
+
+    def errors(implementation: str) -> list[float]:
+        found = [np.asarray(x) for x in run(inputs, implementation=implementation, **options)]
+        assert [x.dtype.name for x in found] == ["bfloat16", "float32"] + ["bfloat16"] * 3
+        np.testing.assert_array_equal(np.isneginf(found[1]), empty)
+        assert not found[0][empty].any()
+        assert not found[2][empty].any()
+        return [
+            float(
+                np.sqrt(np.mean(np.square(x[~np.isneginf(y)].astype(float) - y[~np.isneginf(y)])))
+            )
+            for x, y in zip(found, expected, strict=True)
+        ]
+
+    for name, tiled, dense in zip(
+        ("out", "lse", "dq", "dk", "dv"), errors("mosaic_gpu"), errors("reference"), strict=True
+    ):
+        assert tiled <= max(2 * dense, 1e-4), f"{name}: {tiled} for {dense}"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_same_call_gives_the_same_bits(on_hopper):
+    inputs, options = make_inputs(CASES[2], LONG), rule(CASES[2], LONG)
+    inputs = inputs._replace(
+        arrays=tuple(jnp.asarray(x, jnp.bfloat16) for x in inputs.arrays[:4]) + inputs.arrays[4:]
+    )
+    first, *others = (run(inputs, implementation="mosaic_gpu", **options) for _ in range(10))
+    for other in others:
+        for x, y in zip(first, other, strict=True):
+            np.testing.assert_array_equal(x, y)
