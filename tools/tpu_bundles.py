@@ -19,10 +19,6 @@ from typing import Any
 DUMP = tempfile.mkdtemp(prefix="llm_jax_bundles_")
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",  # else libtpu asks a metadata server about the machine it is not on
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_STDERR_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={DUMP} --xla_jf_dump_llo_text=true "
     "--xla_jf_dump_llo_pass_label_regex=.*final.*",
@@ -31,17 +27,17 @@ os.environ |= {
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
-from llm_jax.kernels.attention import flash_attention, tpu_spec  # noqa: E402
+from llm_jax.kernels.attention import flash_attention, pallas_tpu, tpu_spec  # noqa: E402
+from llm_jax.plan import tpu_devices  # noqa: E402
 
-TOPOLOGIES: dict[str, tuple[str, dict[str, str]]] = {
-    "v4": ("v4:2x2x1", {"chip_config_name": "megacore"}),
-    "v5e": ("v5e:2x2", {}),
-    "v5p": ("v5p:2x2x1", {}),
-    "v6e": ("v6e:2x2", {}),
-    "7x": ("tpu7x:2x2x1", {}),
+TOPOLOGIES = {
+    "v4": "v4:2x2x1",
+    "v5e": "v5e:2x2",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:2x2",
+    "7x": "tpu7x:2x2x1",
 }
 STEP_CYCLES = 600  # of a grid step, 0.35 us at 1.75 GHz
 SPLASH_BLOCK = 2048
@@ -50,9 +46,8 @@ SPLASH_BLOCK = 2048
 @functools.cache
 def described(chip: str) -> Mesh:
     """A mesh of one absent chip."""
-    name, options = TOPOLOGIES[chip]
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
-    return Mesh(np.array(topology.devices[:1]), ("x",), axis_types=(AxisType.Auto,))
+    devices = tpu_devices(TOPOLOGIES[chip])[:1]
+    return Mesh(np.array(devices), ("x",), axis_types=(AxisType.Auto,))
 
 
 def kind(chip: str) -> str:
@@ -118,8 +113,6 @@ def ours(
         return call(q, k, v, **extra).astype(jnp.float32).sum()
 
     sizes, held = tpu_spec.blocks_for, lambda *_: blocks
-    from llm_jax.kernels.attention import pallas_tpu
-
     pallas_tpu.blocks_for = held
     try:
         function = jax.grad(attend, (0, 1, 2)) if backward else attend

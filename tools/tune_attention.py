@@ -11,6 +11,7 @@ The result goes to llm_jax/kernels/attention/tpu_tiles.json.
 import argparse
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tpu_bundles import STEP_CYCLES, TOPOLOGIES, kind, ours
 
-from llm_jax.kernels.attention.plan import Places, Rule, Tiles, key_ranges, query_ranges
+from llm_jax.kernels.attention.plan import Places, Rule, key_ranges, query_ranges
 from llm_jax.kernels.attention.tpu_spec import Blocks
 
 TABLE = Path(__file__).parent.parent / "llm_jax/kernels/attention/tpu_tiles.json"
@@ -26,36 +27,65 @@ CAUSAL = Rule(scale=1.0, causal=True, window=0, soft_cap=0.0)
 LENGTHS = (2048, 8192, 32768)  # an entry serves rows up to its length; the last, longer ones too
 MIB = 2**20
 VMEM = {"v4": 16 * MIB, "v5e": 100 * MIB, "v5p": 56 * MIB, "v6e": 100 * MIB, "7x": 56 * MIB}
-QUERIES, KEYS, CHUNK, SLICES = (512, 1024, 2048), (1024, 2048, 4096), 512, (128, 256)
+QUERIES, KEYS, CHUNK, SLICE, PARTS = (512, 1024, 2048), (1024, 2048, 4096), 512, 128, (512, 1024)
 BACKWARD = ((512, 512), (1024, 512), (1024, 1024), (2048, 1024), (2048, 2048))
-BACKWARD_SLICES = (256, 512)
+BACKWARD_SLICE, BACKWARD_PARTS = 512, (512, 1024)
+DOCUMENTS = 8  # packed into a row, beside a row of one document
 
 
-def forward_cycles(T: int, blocks: Blocks, costs: dict[str, float]) -> float:
+def places(T: int, documents: int) -> Places:
+    """A row of equal documents."""
+    segments = None if documents == 1 else jnp.repeat(jnp.arange(1, documents + 1), T // documents)
+    row = None if segments is None else segments[None]
+    return Places(None, None, row, row)
+
+
+def forward_cycles(T: int, blocks: Blocks, costs: dict[str, float], documents: int = 1) -> float:
     """Of one causal row of T and one head."""
-    ranges = np.asarray(key_ranges(Places(*[None] * 4), CAUSAL, T, T, blocks.chunks))[0]
-    per_block, total = blocks.key // blocks.chunk, 0.0
-    steps = -(-int(ranges[:, 3].max()) // per_block)
-    for first, first_full, last_full, last in ranges.tolist():
-        total += steps * STEP_CYCLES
+    place = places(T, documents)
+    ranges = np.asarray(key_ranges(place, CAUSAL, T, T, blocks.tiles))[0]
+    parts = np.asarray(key_ranges(place, CAUSAL, T, T, blocks.parts))[0, :, ::3]
+    parts = parts.reshape(len(ranges), -1, 2)
+    per_block = blocks.key // blocks.chunk
+    steps = (-(-ranges[:, 3] // per_block) - ranges[:, 0] // per_block).max()
+    total = float(steps * len(ranges) * STEP_CYCLES)
+    for (first, first_full, last_full, last), own in zip(ranges.tolist(), parts, strict=True):
         for start in range(first - first % per_block, last, per_block):
             end = start + per_block
             if first_full <= start and end <= last_full:
                 total += costs["block"]
                 continue
-            lo, hi = max(first, start), min(last, end)
-            full = max(min(last_full, hi) - max(first_full, lo), 0)
-            total += full * costs["chunk"] + (hi - lo - full) * costs["masked"]
+            for chunk in range(max(first, start), min(last, end)):
+                if first_full <= chunk < last_full:
+                    total += costs["chunk"]
+                else:
+                    total += costs["part"] * ((own[:, 0] <= chunk) & (chunk < own[:, 1])).sum()
     return total
 
 
-def backward_cycles(T: int, tiles: Tiles, costs: dict[str, float]) -> float:
+def backward_cycles(T: int, blocks: Blocks, costs: dict[str, float], documents: int = 1) -> float:
     """Of one causal row of T and one head."""
-    ranges = np.asarray(query_ranges(Places(*[None] * 4), CAUSAL, T, T, tiles))[0]
-    full = (ranges[:, 2] - ranges[:, 1]).sum()
-    visited = (ranges[:, 3] - ranges[:, 0]).sum()
-    steps = len(ranges) * (ranges[:, 3] - ranges[:, 0]).max()
-    return float(full * costs["full"] + (visited - full) * costs["masked"] + steps * STEP_CYCLES)
+    place = places(T, documents)
+    ranges = np.asarray(query_ranges(place, CAUSAL, T, T, blocks.backward_tiles))[0]
+    parts = np.asarray(query_ranges(place, CAUSAL, T, T, blocks.backward_parts))[0, :, ::3]
+    parts = parts.reshape(len(ranges), -1, 2)
+    per_tile = blocks.backward_query // blocks.backward_part
+    total = float(len(ranges) * (ranges[:, 3] - ranges[:, 0]).max() * STEP_CYCLES)
+    for (first, first_full, last_full, last), own in zip(ranges.tolist(), parts, strict=True):
+        for tile in range(first, last):
+            if first_full <= tile < last_full:
+                total += costs["full"]
+                continue
+            lo, hi = tile * per_tile, (tile + 1) * per_tile
+            seen = np.clip(own[:, 1], lo, hi) - np.clip(own[:, 0], lo, hi)
+            total += costs["part"] * seen.clip(0).sum() + costs["base"]
+    return total
+
+
+def per_pair(cycles: Any, T: int, blocks: Blocks, costs: dict[str, float]) -> float:
+    """Cycles per visible pair, over a row of one document and one of several."""
+    spent = sum(cycles(T, blocks, costs, documents) for documents in (1, DOCUMENTS))
+    return spent / (T * T / 2 * (1 + 1 / DOCUMENTS))
 
 
 def count(chip: str, backward: bool, blocks: Blocks, H: int, causal: bool, dtype: Any) -> float:
@@ -68,40 +98,48 @@ def count(chip: str, backward: bool, blocks: Blocks, H: int, causal: bool, dtype
         return float("inf")
 
 
-def tune_forward(chip: str, H: int, dtype: Any) -> dict[int, tuple[float, Blocks]]:
-    """Per length the cheapest tiles and their cycles."""
-    best: dict[int, tuple[float, Blocks]] = {}
-    for query, key, piece in itertools.product(QUERIES, KEYS, SLICES):
-        blocks = Blocks(query, key, CHUNK, piece, 256, 256, 256)
-        single = blocks._replace(key=CHUNK)
-        costs = {"block": count(chip, False, blocks, H, False, dtype)}
-        if costs["block"] == float("inf"):
+def tune_forward(chip: str, H: int, dtype: Any) -> dict[int, tuple[float, Blocks, dict]]:
+    """Per length the cheapest tiles, their cycles per pair, and what their branches cost."""
+    best: dict[int, tuple[float, Blocks, dict]] = {}
+    for query, key in itertools.product(QUERIES, KEYS):
+        blocks = Blocks(query, query, key, CHUNK, SLICE, *[256] * 4)
+        block = count(chip, False, blocks, H, False, dtype)
+        if block == float("inf"):
             continue
-        costs["chunk"] = count(chip, False, single, H, False, dtype)
-        costs["masked"] = count(chip, False, single, H, True, dtype) - costs["chunk"]
-        print(f"{chip} H={H} forward {query}x{key}/{piece} {costs}", flush=True)
-        for T in LENGTHS:
-            if max(query, key) <= T:
-                cycles = forward_cycles(T, blocks, costs)
-                best[T] = min(best.get(T, (cycles, blocks)), (cycles, blocks))
+        chunk = count(chip, False, blocks._replace(key=CHUNK), H, False, dtype)
+        for part in (part for part in PARTS if part <= query):
+            blocks = blocks._replace(part=part)
+            masked = count(chip, False, blocks._replace(key=CHUNK), H, True, dtype) - chunk
+            costs = {"block": block, "chunk": chunk, "part": masked / (query // part)}
+            print(f"{chip} H={H} forward {query}/{part} x {key} {costs}", flush=True)
+            for T in LENGTHS:
+                if max(query, key) <= T:
+                    cycles = per_pair(forward_cycles, T, blocks, costs)
+                    if T not in best or cycles < best[T][0]:
+                        best[T] = cycles, blocks, costs
     return best
 
 
-def tune_backward(chip: str, H: int, dtype: Any) -> dict[int, tuple[float, Blocks]]:
-    """Per length the cheapest tiles and their cycles."""
-    best: dict[int, tuple[float, Blocks]] = {}
-    for (query, key), piece in itertools.product(BACKWARD, BACKWARD_SLICES):
-        blocks = Blocks(512, 512, 512, 128, query, key, piece)
-        costs = {"full": count(chip, True, blocks, H, False, dtype)}
-        both = count(chip, True, blocks, H, True, dtype)
-        if both == float("inf"):
+def tune_backward(chip: str, H: int, dtype: Any) -> dict[int, tuple[float, Blocks, dict]]:
+    """Per length the cheapest tiles, their cycles per pair, and what their branches cost."""
+    best: dict[int, tuple[float, Blocks, dict]] = {}
+    for query, key in BACKWARD:
+        front = (512, 512, 512, 512, 128)
+        blocks = Blocks(*front, query, query, key, BACKWARD_SLICE)
+        full = count(chip, True, blocks, H, False, dtype)
+        if full == float("inf"):
             continue
-        costs["masked"] = both - costs["full"]
-        print(f"{chip} H={H} backward {query}x{key}/{piece} {costs}", flush=True)
-        for T in LENGTHS:
-            if max(query, key) <= T:
-                cycles = backward_cycles(T, blocks.backward_tiles, costs)
-                best[T] = min(best.get(T, (cycles, blocks)), (cycles, blocks))
+        for part in (part for part in BACKWARD_PARTS if part <= query):
+            blocks = blocks._replace(backward_part=part)
+            masked = count(chip, True, blocks, H, True, dtype) - full
+            pieces = (query // part) * (key // BACKWARD_SLICE)
+            costs = {"full": full, "part": masked / pieces, "base": 0.0}
+            print(f"{chip} H={H} backward {query}/{part} x {key} {costs}", flush=True)
+            for T in LENGTHS:
+                if max(query, key) <= T:
+                    cycles = per_pair(backward_cycles, T, blocks, costs)
+                    if T not in best or cycles < best[T][0]:
+                        best[T] = cycles, blocks, costs
     return best
 
 
@@ -110,19 +148,22 @@ def tune(chip: str, H: int, dtype: Any) -> list[dict[str, Any]]:
     forward, backward = tune_forward(chip, H, dtype), tune_backward(chip, H, dtype)
     entries = []
     for T in LENGTHS:
-        (cycles, front), (back_cycles, back) = forward[T], backward[T]
-        blocks = Blocks(*front[:4], *back[4:])
-        pairs = T * T / 2 * 2 * H  # multiply-adds are two operations
+        (_, front, costs), (_, back, back_costs) = forward[T], backward[T]
+        blocks = Blocks(*front[:5], *back[5:])
+        alone, packed = (
+            forward_cycles(T, blocks, costs, documents)
+            + backward_cycles(T, blocks, back_costs, documents)
+            for documents in (1, DOCUMENTS)
+        )
         entries.append(
             {
                 "length": T,
                 **blocks._asdict(),
-                "operations_per_bundle": [
-                    round(2 * pairs / cycles),
-                    round(5 * pairs / back_cycles),
-                ],
+                "cycles_per_head": round(alone),
+                "packed_share": round(packed / alone, 3),
             }
         )
+        print(f"{chip} H={H} T={T} {entries[-1]}", flush=True)
     return entries
 
 
@@ -135,18 +176,19 @@ def main() -> None:
     chips = list(TOPOLOGIES) if arguments.chip == "all" else [arguments.chip]
     for chip, H in itertools.product(chips, arguments.heads):
         name = kind(chip)
+        found = tune(chip, H, jnp.bfloat16)
         table = json.loads(TABLE.read_text(encoding="utf-8"))
         entry = table["chips"].setdefault(name, {"vmem_limit_bytes": VMEM[chip]})
         table["made_by"] = "python tools/tune_attention.py"
-        TABLE.write_text(dump(table), encoding="utf-8")
-        entry[str(H)] = tune(chip, H, jnp.bfloat16)
+        entry[str(H)] = found
         TABLE.write_text(dump(table), encoding="utf-8")
 
 
 def dump(table: dict[str, Any]) -> str:
     """JSON with one entry a line."""
-    text = json.dumps(table, indent=1)
-    return "".join(line for line in text.splitlines(keepends=True))
+    flat = re.compile(r"\{\n\s+(\"length\"[^{}]*?)\n\s+\}", re.DOTALL)
+    one_line = lambda found: "{" + re.sub(r"\n\s+", " ", found[1]) + "}"  # noqa: E731
+    return flat.sub(one_line, json.dumps(table, indent=1)) + "\n"
 
 
 if __name__ == "__main__":

@@ -50,12 +50,18 @@ def refuses(request: Request, device: Device) -> str | None:
 
 
 def make_ranges(places: Places, request: Request) -> tuple[jax.Array, ...]:
-    """Runs of key chunks per query tile and of query tiles per key tile, [B, ., 4] int32 each."""
-    blocks = blocks_for(request.T, request.S, request.H, request.dtype, current_device().kind)
+    """Runs of keys per query tile and per part of one, and of queries per key tile and slice of one.
+
+    Each [B, tiles, 4] int32, or [B, parts, 2] for the parts, whose unmasked run is of no use.
+    """
     B, T, S = request[:3]
+    blocks = blocks_for(T, S, request.H, request.dtype, current_device().kind)
+    rule = request.rule
     ranges = (
-        key_ranges(places, request.rule, T, S, blocks.chunks),
-        query_ranges(places, request.rule, T, S, blocks.backward_tiles),
+        key_ranges(places, rule, T, S, blocks.tiles),
+        key_ranges(places, rule, T, S, blocks.parts)[..., ::3],
+        query_ranges(places, rule, T, S, blocks.backward_tiles),
+        query_ranges(places, rule, T, S, blocks.backward_parts)[..., ::3],
     )
     return tuple(jnp.broadcast_to(x, (B, *x.shape[1:])) for x in ranges)
 
@@ -146,7 +152,7 @@ def _forward(
     # keys are padded to whole memory blocks, of which the plan's chunks are parts
     tiles = Tiles(blocks.query, blocks.key)
     call = _Call.arrange(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan, rule, blocks, tiles)
-    out_BNTH, lse_BN1T = forward.attend(*call, plan.ranges[0])
+    out_BNTH, lse_BN1T = forward.attend(*call, *plan.ranges[:2])
     return out_BNTH[:, :, :T].swapaxes(1, 2), lse_BN1T[:, :, 0, :T].swapaxes(1, 2)
 
 
@@ -176,7 +182,7 @@ def _backward(rule: Rule, saved: tuple, cotangents: tuple) -> tuple:
     rows = lambda x_BTN: pad_rows(x_BTN.swapaxes(1, 2)[:, :, None], 3, tiles.query)  # noqa: E731
     dq_BNTH, dk_BKSH, dv_BKSH = backward.attend(
         *call,
-        plan.ranges[1],
+        *plan.ranges[2:],
         pad_rows(grad_out_BTNH.swapaxes(1, 2), 2, tiles.query),
         rows(jnp.where(seen_BTN, lse_BTN, 0)),
         rows(jnp.where(seen_BTN, delta_BTN, 0)),

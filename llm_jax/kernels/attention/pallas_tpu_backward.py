@@ -8,7 +8,7 @@ Memory is linear in T, and no product is computed twice.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,11 +42,12 @@ def attend(
     slopes_N: jax.Array,
     places: Places,
     ranges_BJ4: jax.Array,
+    parts_BP2: jax.Array,
     grad_out_BNTH: jax.Array,
     lse_BN1T: jax.Array,
     delta_BN1T: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns dq_BNTH, dk_BKSH and dv_BKSH of padded rows.
+    """Returns dq_BNTH, dk_BKSH and dv_BKSH of padded rows. P counts slices of key tiles.
 
     Args:
       delta_BN1T: sum of grad_out * out over H, less the gradient of the log-sum-exp.
@@ -56,7 +57,9 @@ def attend(
     tiles, G = spec.blocks.backward_tiles, spec.group
     I, J = T // tiles.query, S // tiles.key
     steps = ranges_BJ4[..., 3] - ranges_BJ4[..., 0]
-    ranges = ranges_BJ4.reshape(-1)
+    slices = J * (tiles.key // spec.blocks.backward_slice)
+    parts_BP2 = jnp.pad(parts_BP2, ((0, 0), (0, slices - parts_BP2.shape[1]), (0, 0)))
+    scalars = (ranges_BJ4.reshape(-1), parts_BP2.reshape(-1), slopes_N)
 
     def query_tile(b: Any, j: Any, s: Any, ranges: Any) -> Any:
         at = (b * J + j) * 4
@@ -66,7 +69,7 @@ def attend(
         shared = x.shape[0] == 1
         return pl.BlockSpec(
             (None, 1, tiles.query),
-            lambda b, m, j, g, s, ranges, _: (0 if shared else b, 0, query_tile(b, j, s, ranges)),
+            lambda b, m, j, g, s, ranges, *_: (0 if shared else b, 0, query_tile(b, j, s, ranges)),
         )
 
     def key_spec(x: jax.Array) -> pl.BlockSpec:
@@ -75,12 +78,12 @@ def attend(
             (None, None, 1, tiles.key), lambda b, m, j, *_: (0 if shared else b, j, 0, 0)
         )
 
-    def query_row(b: Any, m: Any, j: Any, g: Any, s: Any, ranges: Any, _: Any) -> Any:
+    def query_row(b: Any, m: Any, j: Any, g: Any, s: Any, ranges: Any, *_: Any) -> Any:
         return b, m * G + g, 0, query_tile(b, j, s, ranges)
 
     rows = pl.BlockSpec(
         (None, None, tiles.query, H),
-        lambda b, m, j, g, s, ranges, _: (b, m * G + g, query_tile(b, j, s, ranges), 0),
+        lambda b, m, j, g, s, ranges, *_: (b, m * G + g, query_tile(b, j, s, ranges), 0),
     )
     keys = pl.BlockSpec((None, None, tiles.key, H), lambda b, m, j, *_: (b, m, j, 0))
     row = pl.BlockSpec((None, None, 1, tiles.query), query_row)
@@ -94,7 +97,7 @@ def attend(
     dq_BNIHq, dk_BKSH, dv_BKSH = pl.pallas_call(
         functools.partial(_kernel, spec=spec, I=I, J=J),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=len(scalars),
             grid=(B, K, J, G, jnp.maximum(steps.max(), 1)),
             in_specs=[rows, keys, keys, rows, row, row, *(spec for _, spec in extra), anywhere],
             out_specs=[anywhere, keys, keys],
@@ -113,7 +116,7 @@ def attend(
             jax.ShapeDtypeStruct(k_BKSH.shape, k_BKSH.dtype),
             jax.ShapeDtypeStruct(v_BKSH.shape, v_BKSH.dtype),
         ],
-        input_output_aliases={2 + len(inputs) - 1: 0},
+        input_output_aliases={len(scalars) + len(inputs) - 1: 0},
         cost_estimate=pl.CostEstimate(
             flops=10 * B * N * pairs * H,
             transcendentals=B * N * pairs,
@@ -125,7 +128,7 @@ def attend(
         ),
         interpret=spec.interpret,
         name="llm_jax_attention_backward",
-    )(ranges, slopes_N, *inputs)
+    )(*scalars, *inputs)
     dq_BNIqH = (dq_BNIHq * spec.rule.scale).astype(q_BNTH.dtype).swapaxes(3, 4)
     return dq_BNIqH.reshape(q_BNTH.shape), dk_BKSH, dv_BKSH
 
@@ -183,6 +186,7 @@ class _Accumulator:
 
 def _kernel(
     ranges: Any,
+    part_ranges: Any,
     slopes: Any,
     q_ref: Any,
     k_ref: Any,
@@ -209,8 +213,7 @@ def _kernel(
         dv_acc[...] = jnp.zeros_like(dv_acc)
 
     slope = slopes[n] if spec.alibi else None
-    work = functools.partial(
-        _tile,
+    tile = _Tile(
         spec,
         slope,
         (i * spec.blocks.backward_query + spec.first_position, j * spec.blocks.backward_key),
@@ -222,12 +225,12 @@ def _kernel(
     @pl.when(i < last)
     def _() -> None:
         slot, read = total.begin((b, n, i), n * I + i)
+        dq_acc[...] = jnp.zeros_like(dq_acc)
+        full = (i >= first_full) & (i < last_full)
+        pl.when(full if spec.masked else True)(tile.whole)
         if spec.masked:
-            full = (i >= first_full) & (i < last_full)
-            pl.when(full)(lambda: work(masked=False))
-            pl.when(jnp.logical_not(full))(lambda: work(masked=True))
-        else:
-            work(masked=False)
+            work = functools.partial(tile.in_parts, part_ranges, b * J + j, i)
+            pl.when(jnp.logical_not(full))(work)
         total.finish((b, n, i), slot, read, dq_acc[...])
 
     @pl.when(last_step)
@@ -241,57 +244,73 @@ def _kernel(
         total.settle(1)
 
 
-def _tile(
-    spec: Spec,
-    slope: Any,
-    corner: tuple[Any, Any],
-    inputs: tuple[Any, ...],
-    places: list[Any],
-    outputs: tuple[Any, ...],
-    *,
-    masked: bool,
-) -> None:
-    """Adds one tile's share to dk and dv, and sets dq, all in slices of keys."""
-    q_ref, k_ref, v_ref, grad_out_ref, lse_ref, delta_ref = inputs
-    dk_acc, dv_acc, dq_acc = outputs
-    q_positions, k_positions = places[:2] if spec.positions else (None, None)
-    q_segments, k_segments = places[-2:] if spec.segments else (None, None)
-    query_row, tile_row = corner
-    query = Tile(
-        query_row,
-        query_row,
-        None,
-        None if q_positions is None else q_positions[...],
-        None,
-        None if q_segments is None else q_segments[...],
-    )
-    origin = tile_row if k_positions is None else k_positions[:1, :1]
-    q, grad_out = q_ref[...], grad_out_ref[...]
-    lse = lse_ref[...] * LOG2E - left_out(spec, slope, q.shape[0], query, origin)
-    delta, dtype, exact = delta_ref[...], q.dtype, products(q.dtype)
+class _Tile(NamedTuple):
+    """One pair of tiles: adds its share to dk, dv and dq, a slice of keys at a time."""
 
-    for part in range(spec.blocks.backward_key // spec.blocks.backward_slice):
-        rows = slice(part * spec.blocks.backward_slice, (part + 1) * spec.blocks.backward_slice)
-        key_row = tile_row + part * spec.blocks.backward_slice
-        tile = query._replace(
-            key_row=key_row,
-            key_positions=None if k_positions is None else column(k_positions[:, rows]),
-            key_segments=None if k_segments is None or not masked else column(k_segments[:, rows]),
+    spec: Spec
+    slope: Any
+    corner: tuple[Any, Any]  # position of the first query and key, where positions are row indices
+    inputs: tuple[Any, ...]
+    places: list[Any]
+    outputs: tuple[Any, ...]
+
+    def whole(self) -> None:
+        """Every key and query, without a mask."""
+        blocks = self.spec.blocks
+        for start in range(0, blocks.backward_key, blocks.backward_slice):
+            self.add(start, slice(0, blocks.backward_query), masked=False)
+
+    def in_parts(self, part_ranges: Any, key_tile: Any, query_tile: Any) -> None:
+        """Under a mask: of each slice of keys the parts of the query tile that see it."""
+        blocks = self.spec.blocks
+        slices = blocks.backward_key // blocks.backward_slice
+        parts = blocks.backward_query // blocks.backward_part
+        for number in range(slices):
+            at = (key_tile * slices + number) * 2
+            for part in range(parts):
+                index = query_tile * parts + part
+                sees = (index >= part_ranges[at]) & (index < part_ranges[at + 1])
+                columns = slice(part * blocks.backward_part, (part + 1) * blocks.backward_part)
+                start = number * blocks.backward_slice
+                pl.when(sees)(functools.partial(self.add, start, columns, masked=True))
+
+    def add(self, start: int, columns: slice, *, masked: bool) -> None:
+        """The keys from row `start` of the tile on, a slice of them, and the queries `columns`."""
+        spec, slope = self.spec, self.slope
+        q_ref, k_ref, v_ref, grad_out_ref, lse_ref, delta_ref = self.inputs
+        dk_acc, dv_acc, dq_acc = self.outputs
+        q_positions, k_positions = self.places[:2] if spec.positions else (None, None)
+        q_segments, k_segments = self.places[-2:] if spec.segments else (None, None)
+        count = spec.blocks.backward_slice
+        rows = slice(start, start + count)
+        key = lambda ref: None if ref is None else column(ref[:, rows])  # noqa: E731
+        query = lambda ref: None if ref is None else ref[:, columns]  # noqa: E731
+        tile = Tile(
+            self.corner[1] + start,
+            self.corner[0] + columns.start,
+            key(k_positions),
+            query(q_positions),
+            key(k_segments) if masked else None,
+            query(q_segments),
         )
-        k, v = k_ref[rows, :], v_ref[rows, :]
+        origin = self.corner[1] if k_positions is None else k_positions[:1, :1]
+        q, grad_out, k, v = (
+            q_ref[columns, :],
+            grad_out_ref[columns, :],
+            k_ref[rows, :],
+            v_ref[rows, :],
+        )
+        dtype, exact = q.dtype, products(q.dtype)
+        lse = lse_ref[:, columns] * LOG2E - left_out(spec, slope, q.shape[0], tile, origin)
         raw_kq = lax.dot_general(k, q, CONTRACT_LAST, **exact)
         offset = bias(spec, slope, raw_kq.shape, tile, origin)
         score_kq, bent_kq = logits(spec, raw_kq, offset, tile, masked)
         share_kq = jnp.exp2(score_kq - lse)
         dshare_kq = lax.dot_general(v, grad_out, CONTRACT_LAST, **exact)
-        draw_kq = share_kq * (dshare_kq - delta)
+        draw_kq = share_kq * (dshare_kq - delta_ref[:, columns])
         if bent_kq is not None:
             draw_kq = draw_kq * (1 - bent_kq * bent_kq)
         draw_kq = draw_kq.astype(dtype)
         dv_acc[rows, :] += lax.dot_general(share_kq.astype(dtype), grad_out, PLAIN, **exact)
         dk_acc[rows, :] += lax.dot_general(draw_kq, q, PLAIN, **exact)
-        dq_Hq = lax.dot_general(k, draw_kq, CONTRACT_FIRST, **exact)
-        if part:
-            dq_acc[...] += dq_Hq
-        else:
-            dq_acc[...] = dq_Hq
+        dq_acc[:, columns] += lax.dot_general(k, draw_kq, CONTRACT_FIRST, **exact)

@@ -2,7 +2,7 @@
 
 Grid (B, N, query tile, step). A step has one memory block of keys and values in VMEM and visits those
 of its chunks that the plan names: the whole block unrolled where it needs no mask, which is where the
-time goes, and else chunk by chunk. The number of steps is the largest that any tile of this batch
+time goes, and else chunk by chunk, of each the parts of the query tile that see it. The number of steps is the largest that any tile of this batch
 needs, not the number of blocks.
 """
 
@@ -19,12 +19,14 @@ from llm_jax.kernels.attention.plan import Places
 from llm_jax.kernels.attention.tpu_spec import (
     HIDDEN,
     LOG2E,
+    Blocks,
     Spec,
     Tile,
     bias,
     column,
     left_out,
     logits,
+    part_of_queries,
     products,
     vmem_limit,
 )
@@ -42,17 +44,19 @@ def attend(
     slopes_N: jax.Array,
     places: Places,
     ranges_BI4: jax.Array,
+    parts_BP2: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns out_BNTH and the log-sum-exp [B, N, 1, T] of padded rows."""
+    """Returns out_BNTH and the log-sum-exp [B, N, 1, T] of padded rows. P counts parts of tiles."""
     B, N, T, H = q_BNTH.shape
     S = k_BKSH.shape[2]
     blocks, G = spec.blocks, spec.group
     per_block, I = blocks.key // blocks.chunk, T // blocks.query
     first_BI, last_BI = ranges_BI4[..., 0], ranges_BI4[..., 3]
     steps = (last_BI + per_block - 1) // per_block - first_BI // per_block
-    ranges = ranges_BI4.reshape(-1)  # of one axis: SMEM pads two to 128 lanes
+    # of one axis: SMEM pads two to 128 lanes
+    scalars = (ranges_BI4.reshape(-1), _whole_tiles(parts_BP2, I, blocks), slopes_N)
 
-    def key_block(b: Any, n: Any, i: Any, j: Any, ranges: Any, slopes: Any) -> Any:
+    def key_block(b: Any, n: Any, i: Any, j: Any, ranges: Any, *_: Any) -> Any:
         at = (b * I + i) * 4
         block = lax.div(ranges[at], per_block) + j
         # beyond the last block, the same again: nothing is fetched
@@ -87,7 +91,7 @@ def attend(
     return pl.pallas_call(
         functools.partial(_kernel, spec=spec, I=I),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=len(scalars),
             grid=(B, N, I, jnp.maximum(steps.max(), 1)),
             in_specs=[rows, keys, keys, *(spec for _, spec in extra)],
             out_specs=[
@@ -115,7 +119,7 @@ def attend(
         ),
         interpret=spec.interpret,
         name="llm_jax_attention_forward",
-    )(ranges, slopes_N, q_BNTH, k_BKSH, v_BKSH, *(x for x, _ in extra))
+    )(*scalars, q_BNTH, k_BKSH, v_BKSH, *(x for x, _ in extra))
 
 
 def _by_chunk(x: jax.Array | None, chunk: int) -> jax.Array | None:
@@ -123,8 +127,23 @@ def _by_chunk(x: jax.Array | None, chunk: int) -> jax.Array | None:
     return None if x is None else x.reshape(x.shape[0], -1, 1, chunk)
 
 
+def _whole_tiles(parts_BP2: jax.Array, I: int, blocks: Blocks) -> jax.Array:
+    """The parts of whole query tiles, flat: T padded to parts may be shorter than padded to tiles."""
+    count = I * (blocks.query // blocks.part)
+    missing = count - parts_BP2.shape[1]
+    return jnp.pad(parts_BP2, ((0, 0), (0, missing), (0, 0))).reshape(-1)
+
+
 def _kernel(
-    ranges: Any, slopes: Any, q_ref: Any, k_ref: Any, v_ref: Any, *refs: Any, spec: Spec, I: int
+    ranges: Any,
+    part_ranges: Any,
+    slopes: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    *refs: Any,
+    spec: Spec,
+    I: int,
 ) -> None:
     *refs, out_ref, lse_ref, peak_ref, total_ref, acc_ref = refs
     absent = (None, None)
@@ -153,40 +172,51 @@ def _kernel(
         total_ref[...] = jnp.zeros_like(total_ref)
         acc_ref[...] = jnp.zeros_like(acc_ref)
 
-    def visit(chunk: Any, masked: bool) -> None:
-        """One chunk of the block, in slices: running softmax of each query (column)."""
+    def visit(chunk: Any, columns: slice, masked: bool) -> None:
+        """One chunk of the block, in slices: running softmax of some queries (columns)."""
+        queries = part_of_queries(query, columns)
         for part in range(blocks.chunk // blocks.slice):
             rows = pl.ds(
                 pl.multiple_of(chunk * blocks.chunk, blocks.chunk) + part * blocks.slice,
                 blocks.slice,
             )
             lanes = slice(part * blocks.slice, (part + 1) * blocks.slice)
-            key_row = (start + chunk) * blocks.chunk + part * blocks.slice
-            tile = query._replace(
-                key_row=key_row,
-                key_positions=None if k_positions is None else column(k_positions[chunk][:, lanes]),
-                key_segments=None
-                if k_segments is None or not masked
-                else column(k_segments[chunk][:, lanes]),
+            place = lambda ref: None if ref is None else column(ref[chunk][:, lanes])  # noqa: B023, E731
+            tile = queries._replace(
+                key_row=(start + chunk) * blocks.chunk + part * blocks.slice,
+                key_positions=place(k_positions),
+                key_segments=place(k_segments) if masked else None,
             )
             raw_kq = lax.dot_general(
-                k_ref[rows, :], q_ref[...], CONTRACT_LAST, **products(q_ref.dtype)
+                k_ref[rows, :], q_ref[columns, :], CONTRACT_LAST, **products(q_ref.dtype)
             )
             offset = bias(spec, slope, raw_kq.shape, tile, origin)
             score_kq, _ = logits(spec, raw_kq, offset, tile, masked)
-            old_peak = peak_ref[...]
+            old_peak = peak_ref[:, columns]
             peak = jnp.maximum(old_peak, score_kq.max(axis=0, keepdims=True))
             weight_kq = jnp.exp2(score_kq - peak)
             decay = jnp.exp2(old_peak - peak)
-            peak_ref[...] = peak
-            total_ref[...] = total_ref[...] * decay + weight_kq.sum(axis=0, keepdims=True)
+            peak_ref[:, columns] = peak
+            total_ref[:, columns] = total_ref[:, columns] * decay + weight_kq.sum(
+                axis=0, keepdims=True
+            )
             more_Hq = lax.dot_general(
                 v_ref[rows, :],
                 weight_kq.astype(v_ref.dtype),
                 CONTRACT_FIRST,
                 **products(v_ref.dtype),
             )
-            acc_ref[...] = acc_ref[...] * decay + more_Hq
+            acc_ref[:, columns] = acc_ref[:, columns] * decay + more_Hq
+
+    parts = blocks.query // blocks.part
+    everyone = slice(0, blocks.query)
+
+    def visit_masked(chunk: Any) -> None:
+        for part in range(parts):
+            at = ((b * I + i) * parts + part) * 2
+            sees = (start + chunk >= part_ranges[at]) & (start + chunk < part_ranges[at + 1])
+            columns = slice(part * blocks.part, (part + 1) * blocks.part)
+            pl.when(sees)(functools.partial(visit, chunk, columns, masked=True))
 
     lo, hi = jnp.maximum(first, start), jnp.minimum(last, start + per_block)
     whole = (first_full <= start) & (start + per_block <= last_full) if spec.masked else lo < hi
@@ -194,20 +224,21 @@ def _kernel(
     @pl.when(whole)
     def _() -> None:
         for chunk in range(per_block):
-            visit(chunk, masked=False)
+            visit(chunk, everyone, masked=False)
 
     @pl.when(jnp.logical_not(whole) & (lo < hi))
     def _() -> None:
         if not spec.masked:
             return
         if per_block == 1:
-            visit(0, masked=True)
+            visit_masked(0)
             return
         left, right = jnp.clip(first_full, lo, hi), jnp.clip(last_full, lo, hi)
-        for begin, end, masked in ((lo, left, True), (left, right, False), (right, hi, True)):
-            lax.fori_loop(
-                begin - start, end - start, lambda c, _, masked=masked: visit(c, masked), None
-            )
+        masked = lambda chunk, _: visit_masked(chunk)  # noqa: E731
+        lax.fori_loop(lo - start, left - start, masked, None)
+        plain = lambda chunk, _: visit(chunk, everyone, masked=False)  # noqa: E731
+        lax.fori_loop(left - start, right - start, plain, None)
+        lax.fori_loop(right - start, hi - start, masked, None)
 
     @pl.when(j == pl.num_programs(3) - 1)
     def _() -> None:

@@ -18,25 +18,41 @@ LANES = 128
 
 
 class Blocks(NamedTuple):
-    """Rows of the tiles of both kernels, all multiples of 128 lanes."""
+    """Rows of the tiles of both kernels, all multiples of 128 lanes.
+
+    Large tiles feed the matrix units best; where a mask is needed they are worked off in parts, and
+    parts that nobody sees are skipped. So rows of short documents do not pay for large tiles.
+    """
 
     query: int  # forward: queries of a grid step
+    part: int  # forward: queries at a time under a mask; divides `query`
     key: int  # forward: keys fetched at once
     chunk: int  # forward: keys of one entry of the plan; divides `key`
     slice: int  # forward: keys of one matrix product; divides `chunk`
     backward_query: int
+    backward_part: int  # divides `backward_query`
     backward_key: int
-    backward_slice: int  # keys of one matrix product; divides `backward_key`
+    backward_slice: int  # keys at a time; divides `backward_key`
 
     @property
-    def chunks(self) -> Tiles:
-        """What the forward plan counts in."""
+    def tiles(self) -> Tiles:
+        """Of the forward plan: what is visited."""
         return Tiles(self.query, self.chunk)
 
     @property
+    def parts(self) -> Tiles:
+        """Of the forward plan: what is visited under a mask."""
+        return Tiles(self.part, self.chunk)
+
+    @property
     def backward_tiles(self) -> Tiles:
-        """What the backward plan counts in, and the kernel works on."""
+        """Of the backward plan: what is visited."""
         return Tiles(self.backward_query, self.backward_key)
+
+    @property
+    def backward_parts(self) -> Tiles:
+        """Of the backward plan: what is visited under a mask."""
+        return Tiles(self.backward_part, self.backward_slice)
 
 
 class Spec(NamedTuple):
@@ -80,10 +96,12 @@ def blocks_for(T: int, S: int, H: int, dtype: str, kind: str) -> Blocks:
     back_query, back_key = _fit(T, best.backward_query), _fit(S, best.backward_key)
     return Blocks(
         query=query,
+        part=math.gcd(query, best.part),
         key=key,
         chunk=chunk,
         slice=math.gcd(chunk, best.slice),
         backward_query=back_query,
+        backward_part=math.gcd(back_query, best.backward_part),
         backward_key=back_key,
         backward_slice=math.gcd(back_key, best.backward_slice),
     )
@@ -120,6 +138,16 @@ class Tile(NamedTuple):
     query_positions: jax.Array | None  # [1, q]
     key_segments: jax.Array | None
     query_segments: jax.Array | None
+
+
+def part_of_queries(tile: Tile, columns: slice) -> Tile:
+    """The same tile with some of its queries."""
+    cut = lambda x: None if x is None else x[:, columns]  # noqa: E731
+    return tile._replace(
+        query_row=tile.query_row + columns.start,
+        query_positions=cut(tile.query_positions),
+        query_segments=cut(tile.query_segments),
+    )
 
 
 def visible(spec: Spec, tile: Tile, shape: tuple[int, int]) -> jax.Array | None:
