@@ -121,12 +121,11 @@ class Machine(NamedTuple):
         return plgpu.load(ref, *_NO_INDEX, layout=LAYOUT_OF_AXIS[axis])
 
     def release(self, barrier: Any, *, loaded: bool) -> None:
-        """Lets the producer overwrite a slot, also after `load` read from it.
+        """Lets the producer overwrite a slot; `loaded` says whether `load` read from it.
 
-        WGMMA and TMA are ordered among themselves; an ordinary load needs the fence, and so does
-        everything when interpreting.
+        WGMMA and TMA are ordered among themselves, but an ordinary load needs a fence.
         """
-        if loaded or self.interpret:
+        if loaded:
             plgpu.commit_smem()
         plgpu.barrier_arrive(barrier)
 
@@ -134,7 +133,7 @@ class Machine(NamedTuple):
         """a b' in float32, both in shared memory; `meanwhile` runs while it is computed."""
         if self.interpret:
             meanwhile()
-            return _dot(a[...], b[...].T)
+            return _dot(_read(a), _read(b).T)
 
         def run(result: Any) -> jax.Array:
             plgpu.wgmma(result, a, b.transpose((1, 0)))
@@ -148,7 +147,7 @@ class Machine(NamedTuple):
     ) -> tuple[Any, jax.Array]:
         """use_first(a b') and the second product, which is computed in the meantime."""
         if self.interpret:
-            a, b = (_dot(x[...], y[...].T) for x, y in (first, second))
+            a, b = (_dot(_read(x), _read(y).T) for x, y in (first, second))
             return use_first(a), b
 
         def run(result: Any, other: Any) -> tuple[Any, jax.Array]:
@@ -173,7 +172,7 @@ class Machine(NamedTuple):
         """total + a b, with a in registers; `meanwhile` runs while it is computed."""
         if self.interpret:
             meanwhile()
-            return total + _dot(a, b[...])
+            return total + _dot(a, _read(b))
 
         def run(result: Any) -> None:
             plgpu.wgmma(result, a, b)
@@ -191,13 +190,20 @@ class Machine(NamedTuple):
     ) -> Any:
         """totals + (a b, next_a() next_b): the left factor of the second is made during the first."""
         if self.interpret:
-            return totals[0] + _dot(a, b[...]), totals[1] + _dot(next_a(), next_b[...])
+            return totals[0] + _dot(a, _read(b)), totals[1] + _dot(next_a(), _read(next_b))
 
         def run(results: Any) -> None:
             plgpu.wgmma(results[0], a, b)
             plgpu.wgmma(results[1], next_a(), next_b)
 
         return pl.run_state(run)(tuple(plgpu.ACC.init(total) for total in totals))
+
+
+def _read(ref: Any) -> jax.Array:
+    """What WGMMA would read: ordered before a TMA that a later barrier allows, as WGMMA's reads are."""
+    value = ref[...]
+    plgpu.commit_smem()
+    return value
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:

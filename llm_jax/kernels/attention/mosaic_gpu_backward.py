@@ -130,6 +130,7 @@ def _query_block(setting: Setting, operands: GradOperands, grad: Any, **smem: An
 
 
 def _stream_keys(block: Block) -> None:
+    """Brings the tiles of keys, for all warpgroups."""
     plgpu.set_max_registers(PRODUCER_REGISTERS, action="decrease")
     inputs, smem, tiles = block.operands.inputs, block.smem, block.range
     kv_head = lax.div(block.head, jnp.int32(inputs.group))
@@ -340,12 +341,10 @@ def _make_query_step(block: Block, group: Any, member: jax.Array, sums: str) -> 
     start = block.number * setting.tiling.block + group * ROWS_PER_WARPGROUP
     k = block.side(0, start, smem["k_places"], group, there)
     k_smem, v_smem = smem["k_smem"].at[group], smem["v_smem"].at[group]
-    before = (
-        member * (tiles.last - tiles.first) - tiles.first
-    )  # tiles seen, less the index of the first
+    earlier = member * (tiles.last - tiles.first)  # tiles of the heads before this one
 
     def step(i: jax.Array, totals: tuple, *, masked: bool) -> tuple:
-        slot = lax.rem(before + i, jnp.int32(setting.tiling.stages))
+        slot = lax.rem(earlier + i - tiles.first, jnp.int32(setting.tiling.stages))
         q_smem, grad_smem = smem["q_smem"].at[slot], smem["grad_smem"].at[slot]
         plgpu.barrier_wait(smem["ready"].at[slot])
         column = lambda n: spread(machine.load(smem["columns_smem"].at[n, slot], 1), 1, shape)  # noqa: E731
