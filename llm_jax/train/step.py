@@ -55,18 +55,18 @@ def train_step(
     packing, accumulation and sharding do not change the objective. A step whose loss or gradient
     is not finite leaves parameters and optimizer as they were, and is counted.
     """
-    count = jnp.maximum(jnp.sum(batch.loss_mask_BT), 1.0)
+    count = jnp.sum(batch.loss_mask_BT)
+    # in the weights: dividing the loss would read and write the head's whole gradient once more
+    weighted = batch._replace(loss_mask_BT=batch.loss_mask_BT / jnp.maximum(count, 1.0))
 
     def loss(params: Params, part: Batch) -> tuple[jax.Array, LossSums]:
-        objective, sums = target_loss(params, model, *part, z_loss=config.z_loss)
-        return objective / count, sums
+        return target_loss(params, model, *part, z_loss=config.z_loss)
 
-    sums, grads = accumulate(
-        jax.grad(loss, has_aux=True), state.params, batch, config.micro_batches
-    )
+    grad = jax.grad(loss, has_aux=True)
+    means, grads = accumulate(grad, state.params, weighted, config.micro_batches)
     grad_norm = optax.tree.norm(grads)
     # before clipping: clip(inf) is NaN everywhere, and clip of an overflowed norm is a silent zero
-    finite = jnp.isfinite(grad_norm) & jnp.isfinite(sums.nats)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(means.nats)
     learning_rate = schedule(state.step)
 
     def update(params: Params, opt_state: Any) -> tuple[Params, Any]:
@@ -83,9 +83,9 @@ def train_step(
     skipped = state.skipped + jnp.where(finite, 0, 1)
     state = TrainState(params, opt_state, state.step + 1, skipped, skipped_in_row)
     return state, {
-        "loss": sums.nats / count,
-        "z_penalty": sums.z_penalty / count,
-        "target_tokens": sums.targets,
+        "loss": means.nats,
+        "z_penalty": means.z_penalty,
+        "target_tokens": count,
         "grad_norm": grad_norm,
         "learning_rate": jnp.asarray(learning_rate, jnp.float32),
         "skipped": skipped,
