@@ -56,7 +56,7 @@ def hidden_states(
     segments_BT: jax.Array | np.ndarray,
     cache: KVCache | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
-    """What `forward` multiplies by the head, config.dtype [B, T, D]; arguments and errors as there."""
+    """What `forward` multiplies by the head, config.dtype [B, T, D]; arguments as there."""
     for name, array in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
         if array.shape != tokens_BT.shape:
             raise ConfigError(

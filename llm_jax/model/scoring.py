@@ -1,4 +1,4 @@
-"""What a model's targets cost: its hidden states into the fused head and loss, on whatever mesh is in use.
+"""What a model's targets cost: hidden states into the fused head and loss, on the mesh in use.
 
 Training and evaluation read the model here. Logits, [B, T, V], never exist: see
 `llm_jax.kernels.cross_entropy`.

@@ -97,8 +97,8 @@ def _check(
         )
     if targets_BT.shape != x_BTD.shape[:2] or not jnp.issubdtype(targets_BT.dtype, jnp.integer):
         raise ConfigError(
-            f"targets_BT is {targets_BT.dtype.name} {targets_BT.shape}; it must hold whole numbers, "
-            f"{x_BTD.shape[:2]} as x_BTD"
+            f"targets_BT is {targets_BT.dtype.name} {targets_BT.shape}; it must hold "
+            f"whole numbers, {x_BTD.shape[:2]} as x_BTD"
         )
     if not (math.isfinite(soft_cap) and soft_cap >= 0):
         raise ConfigError(f"soft_cap={soft_cap!r} must be finite and 0 (off) or above")

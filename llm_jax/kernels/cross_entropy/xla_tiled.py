@@ -5,9 +5,10 @@
 3. Where gradients are wanted they come in the same turn: dlogits, this tile's dx, and its part of
    dhead, added up in float32.
 
-So the loss and its gradients are three matrix products, as if all logits were kept; recomputing them
-in backward would be a fourth. On a mesh every device has its own tokens and its own slice of the
-vocabulary: one small collective per tile joins the slices' log Z, one after the last adds up dhead.
+So the loss and its gradients are three matrix products, as if all logits were kept; recomputing
+them in backward would be a fourth. On a mesh every device has its own tokens and its own slice of
+the vocabulary: one small collective per tile joins the slices' log Z; after the last tile dx is
+added up over the vocabulary's axis, and dhead over the tokens'.
 """
 
 from collections.abc import Callable
@@ -22,12 +23,14 @@ from jax.sharding import PartitionSpec
 from llm_jax.kernels.cross_entropy.reference import LossSums, logits, precision, weigh
 from llm_jax.kernels.device import current_device
 
-# Every tile reads and writes dhead, 8 bytes an entry, beside 2 t operations on it: below t = 4 * FLOP/s /
-# bytes/s it waits for memory (v5e 960 rows, v5p 660, H200 at 800 TFLOP/s 670). More rows gain little:
-# CPU, seconds at M=2048 D=512 V=151,936 for 256 / 512 / 1024 rows 6.8 / 6.3 / 5.9, all logits 6.5.
+# Every tile reads and writes dhead, 8 bytes an entry, beside 2 t operations on it: below
+# t = 4 * FLOP/s / bytes/s that waits for memory (computed, not measured: v5e 960 rows, v5p 660,
+# H200 at 800 TFLOP/s 670). CPU, seconds at M=2048 D=512 V=151,936 for 256 / 512 / 1024 rows
+# 6.8 / 6.3 / 5.9, all logits at once 6.5.
 MOST_ROWS = 1024
 TILE_BYTES = 512 << 20  # of a tile's float32 logits: 832 rows at V=151,936, M=8192
-# CPU: XLA first writes the product that is to be added to dhead; in slabs of this size that is small
+# CPU: XLA writes the product before it adds it to dhead. Whole, that is another dhead (2.7 times
+# the temporaries at M=8192 D=2048 V=151,936); in slabs of this size it is small.
 SLAB_BYTES = 64 << 20
 
 
@@ -181,7 +184,7 @@ def _on_mesh(
     rule: Rule,
     weighing: Weighing | None,
 ) -> tuple[jax.Array, ...]:
-    """`_sweep` of whole arrays: each device its part, gradients added up and laid out as x and head."""
+    """`_sweep` of whole arrays: each device its part, gradients summed, laid out as x and head."""
     split = rule.split
     token_axes = (*split.batch, *split.time)
     scattered = tuple(axis for axis in split.embed if axis in token_axes)
