@@ -17,9 +17,6 @@ from tests.kernels import gpu_aot, mosaic_gpu_interpreted
 from tests.kernels.attention_cases import CASES, LONG, answer, make_inputs, rule, run
 
 H200 = Device("gpu", "NVIDIA H200")
-SOUND, SUSPECT, BROKEN = (
-    f"Cuda compilation tools, release {v[:4]}, V{v}" for v in ("13.5.37", "13.0.88", "12.8.93")
-)
 
 
 def request_for(**changes) -> Request:
@@ -56,19 +53,18 @@ def test_what_cannot_run_is_refused_with_the_reason(changes, device, words, soun
     assert words in str(mosaic_gpu.refuses(request_for(**changes), device))
 
 
-def test_a_ptxas_that_miscompiles_is_refused_and_a_suspect_one_logged(caplog):
-    assert "12.8.93" in str(ptxas.judge(BROKEN))
-    assert "12.9.41" in str(ptxas.judge(BROKEN.replace("12.8.93", "12.9.41")))
+@pytest.mark.parametrize("version", ["12.8.61", "12.8.93", "12.9.41"])
+def test_a_ptxas_that_miscompiles_is_refused(version, caplog):
+    assert version in str(ptxas.judge(version))
     assert not caplog.text
-    assert ptxas.judge(BROKEN.replace("12.8.93", "12.9.86")) is None, "that of CUDA 12.9.1"
-    assert "12.9.86" in caplog.text
-    caplog.clear()
-    assert ptxas.judge(SUSPECT) is None
-    assert "13.0.88" in caplog.text
-    caplog.clear()
-    assert ptxas.judge(SOUND) is None
-    assert ptxas.judge("no version here") is None
-    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("version", "suspect"), [("12.9.86", True), ("13.0.88", True), ("13.5.37", False), ("?", False)]
+)
+def test_a_suspect_ptxas_is_taken_and_logged(version, suspect, caplog):
+    assert ptxas.judge(version) is None
+    assert (version in caplog.text) is suspect
 
 
 def test_the_ptxas_that_is_found_says_what_it_is():
@@ -76,7 +72,7 @@ def test_the_ptxas_that_is_found_says_what_it_is():
     if path is None:
         pytest.skip("no ptxas on PATH or in nvidia-cuda-nvcc")
     done = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
-    assert "V" in done.stdout
+    assert ptxas.VERSION.match(done.stdout.rpartition(", V")[2])
 
 
 @pytest.mark.parametrize("features", [[], list(gpu_aot.FEATURES)], ids=["plain", "everything"])
@@ -111,31 +107,44 @@ def test_interpreted_results_are_those_of_the_oracle_and_nothing_races(name):
 needs_cuda = pytest.mark.skipif(gpu_aot.missing() is not None, reason=str(gpu_aot.missing()))
 
 
+COMPILED = [
+    ("H100", 64, "causal alibi segments soft_cap window positions"),
+    ("H200", 64, "alibi"),
+    ("H200", 80, "causal segments"),
+    ("H100", 128, "causal alibi segments soft_cap window positions"),
+    ("H200", 128, "causal alibi segments"),
+    ("H200", 128, "soft_cap positions alibi"),
+    ("H100", 256, "causal window"),
+    ("H200", 256, "causal alibi segments soft_cap window positions"),
+]
+
+
+def compiled(chip: str, heads: int, features: str) -> dict:
+    found = gpu_aot.report(chip, "--heads", str(heads), "--features", *features.split())
+    kernels = {"attention_forward", "attention_backward_q", "attention_backward_kv"}
+    assert set(found["spills"]) == kernels
+    return found
+
+
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize(
-    ("chip", "heads", "features"),
-    [
-        ("H100", 64, "causal alibi segments soft_cap window positions"),
-        ("H200", 64, "alibi"),
-        ("H200", 80, "causal segments"),
-        ("H100", 128, "causal alibi segments soft_cap window positions"),
-        ("H200", 128, "causal alibi segments"),
-        ("H200", 128, "soft_cap positions alibi"),
-        ("H100", 256, "causal window"),
-        ("H200", 256, "causal alibi segments soft_cap window positions"),
-    ],
-)
+@pytest.mark.parametrize(("chip", "heads", "features"), COMPILED)
 def test_forward_and_backward_compile_for_an_absent_gpu(chip, heads, features):
-    found = gpu_aot.report(chip, "--heads", str(heads), "--features", *features.split())
-    assert set(found["spills"]) == {
-        "attention_forward",
-        "attention_backward_q",
-        "attention_backward_kv",
-    }
-    assert not found["serialized"], "ptxas waits for every WGMMA"
-    # in the masked loops; a few registers beside 232 KiB of work per block
-    assert found["spills"]["attention_forward"] <= 32
+    compiled(chip, heads, features)
+
+
+FEW_REGISTERS = "jax 0.12 assembles with libnvJitLink, which ignores setmaxnreg"
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize(("chip", "heads", "features"), COMPILED)
+def test_few_registers_are_spilled_and_no_product_waits_for_another(chip, heads, features):
+    found = compiled(chip, heads, features)
+    if found["few_registers"]:
+        pytest.skip(FEW_REGISTERS)
+    assert not found["serialized"]
+    assert found["spills"]["attention_forward"] <= 32  # in loops with masks
     assert max(found["spills"].values()) <= (128 if heads <= 128 else 1024), found
 
 
@@ -144,7 +153,9 @@ def test_forward_and_backward_compile_for_an_absent_gpu(chip, heads, features):
 @pytest.mark.parametrize("features", ["", "alibi", "soft_cap"])
 @pytest.mark.parametrize("heads", [64, 128, 256])
 def test_the_unmasked_forward_spills_nothing(heads, features):
-    found = gpu_aot.report("H200", "--heads", str(heads), "--features", *features.split())
+    found = compiled("H200", heads, features)
+    if found["few_registers"]:
+        pytest.skip(FEW_REGISTERS)
     assert found["spills"]["attention_forward"] == 0
     if heads <= 128 and not features:
         assert max(found["spills"].values()) == 0, found

@@ -1,10 +1,12 @@
-"""Which ptxas compiles our kernels: some releases make wrong code of them.
+"""Which assembler compiles our kernels: some releases make wrong code of them, one way slow code.
 
 12.8.0 to 12.9.0 miscompile causal attention. Before 13.3, ptxas may reuse the registers of a WGMMA's
 left operand while it still reads them, which is how attention multiplies shares with values
-(triton-lang/triton #9433, #11781).
+(triton-lang/triton #9433, #11781). From jax 0.12 on, Mosaic GPU assembles with libnvJitLink where it
+is installed; that ignores `setmaxnreg`, so that a warpgroup has 168 registers instead of 240.
 """
 
+import importlib.metadata
 import importlib.util
 import logging
 import re
@@ -19,7 +21,32 @@ log = logging.getLogger(__name__)
 
 BROKEN = ((12, 8, 0), (12, 9, 86))  # up to, not including, that of CUDA 12.9.1
 SOUND = (13, 3, 0)
-VERSION = r"release \d+\.\d+, V(\d+)\.(\d+)\.(\d+)"
+VERSION = re.compile(r"V?(\d+)\.(\d+)\.(\d+)")
+
+
+@cache
+def ptxas_objection() -> str | None:
+    """Why what assembles our kernels here must not; None: it may, or is not known.
+
+    What is only suspect, or slow, is logged, once.
+    """
+    if jax.__version_info__ >= (0, 12):
+        try:
+            version = importlib.metadata.version("nvidia-nvjitlink")
+        except importlib.metadata.PackageNotFoundError:
+            pass
+        else:
+            log.warning(
+                "jax %s assembles Mosaic GPU kernels with libnvJitLink, which ignores setmaxnreg: "
+                "attention's backward pass spills registers and is slow; with jax 0.11 it is not",
+                jax.__version__,
+            )
+            return judge(version)
+    path = find_ptxas()
+    if path is None:
+        return None
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    return judge(done.stdout.rpartition(", V")[2])
 
 
 def find_ptxas() -> str | None:
@@ -34,22 +61,9 @@ def find_ptxas() -> str | None:
     return found[0] if found else None
 
 
-@cache
-def ptxas_objection() -> str | None:
-    """Why the ptxas that jax uses must not compile our kernels; None: it may, or is not known.
-
-    One that is only suspect is logged, once.
-    """
-    path = find_ptxas()
-    if path is None:
-        return None
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    return judge(done.stdout)
-
-
 def judge(version_text: str) -> str | None:
-    """`ptxas_objection` of what `ptxas --version` prints."""
-    found = re.search(VERSION, version_text)
+    """`ptxas_objection` of a version such as 13.0.88."""
+    found = VERSION.match(version_text.strip())
     if found is None:
         return None
     version = tuple(int(part) for part in found.groups())
