@@ -5,6 +5,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.train.mesh_wo
 """
 
 import json
+import math
 import sys
 from typing import Any, cast
 
@@ -22,14 +23,18 @@ from llm_jax.train import (
 )
 from tests.tiny import FAMILIES, random_batch
 
-MESHES = {"1x1x1": (1, 1, 1), "8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2)}
+# data x fsdp x tensor x context
+MESHES = ("1x1x1x1", "8x1x1x1", "1x8x1x1", "2x2x2x1")
+# llama's two kv heads lie on four devices
+WITH_CONTEXT = {"llama": "1x1x4x2", "bloom": "1x2x2x2"}
 
 
-def train(family: str, data: int, fsdp: int, tensor: int) -> dict:
+def train(family: str, shape: str) -> dict:
     model = FAMILIES[family]
-    mesh = make_mesh(
-        MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor]
+    sizes = dict(
+        zip(("data", "fsdp", "tensor", "context"), map(int, shape.split("x")), strict=True)
     )
+    mesh = make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(sizes.values())])
     optimizer_config = OptimizerConfig(peak_lr=1e-2, warmup_steps=1)
     optimizer = make_optimizer(optimizer_config)
     step = compile_step(
@@ -40,7 +45,7 @@ def train(family: str, data: int, fsdp: int, tensor: int) -> dict:
         schedule=make_schedule(optimizer_config, 10),
         clip_norm=1.0,
     )
-    sharding = batch_sharding(mesh, 8)
+    sharding = batch_sharding(mesh, 8, 16)
     rows = local_rows(sharding, 8)
     losses = []
     with jax.set_mesh(mesh):
@@ -58,4 +63,4 @@ def train(family: str, data: int, fsdp: int, tensor: int) -> dict:
 
 if __name__ == "__main__":
     family = sys.argv[1]
-    print(json.dumps({name: train(family, *sizes) for name, sizes in MESHES.items()}))
+    print(json.dumps({s: train(family, s) for s in (*MESHES, WITH_CONTEXT[family])}))

@@ -35,14 +35,14 @@ def test_three_steps_on_every_mesh_equal_one_device_with_one_compilation(family)
     results = run_worker("tests.train.mesh_worker", family)
     for mesh, result in results.items():
         np.testing.assert_allclose(
-            result["losses"], results["1x1x1"]["losses"], rtol=1e-5, err_msg=mesh
+            result["losses"], results["1x1x1x1"]["losses"], rtol=1e-5, err_msg=mesh
         )
         assert result["compilations"] == 1, mesh
-    losses = results["1x1x1"]["losses"]
+    losses = results["1x1x1x1"]["losses"]
     assert len(set(losses)) == 3, "the steps did something"
-    assert results["1x8x1"]["part"] == 1 / 8, "fsdp splits the parameters"
-    assert results["8x1x1"]["part"] == 1, "data replicates them"
-    assert results["2x2x2"]["part"] == 1 / 4
+    assert results["1x8x1x1"]["part"] == 1 / 8, "fsdp splits the parameters"
+    assert results["8x1x1x1"]["part"] == 1, "data replicates them"
+    assert results["2x2x2x1"]["part"] == 1 / 4
 
 
 class Shape:
@@ -74,7 +74,9 @@ def test_what_does_not_fit_the_mesh_is_told_by_its_axis(axes, shape, message):
 
 
 def test_a_mesh_that_does_not_match_the_devices_says_how_to_fill_it():
-    with pytest.raises(ConfigError, match=r"mesh data=3 x fsdp=1 x tensor=1 x context=1 does not fit 1 device"):
+    with pytest.raises(
+        ConfigError, match=r"mesh data=3 x fsdp=1 x tensor=1 x context=1 does not fit 1 device"
+    ):
         make_mesh(MeshConfig(data=3))
     with pytest.raises(ConfigError, match=r"mesh.data=-1 and mesh.fsdp=-1: only one axis"):
         MeshConfig(data=-1, fsdp=-1)
