@@ -204,7 +204,8 @@ def test_on_a_gpu_bfloat16_is_as_exact_as_dense_bfloat16(case, on_hopper):
     for name, tiled, dense in zip(
         ("out", "lse", "dq", "dk", "dv"), errors("mosaic_gpu"), errors("reference"), strict=True
     ):
-        assert tiled <= max(2 * dense, 1e-4), f"{name}: {tiled} for {dense}"
+        floor = 1e-3 if name == "lse" else 1e-4  # float32 in both, but the GPU's tanh has 11 bits
+        assert tiled <= max(2 * dense, floor), f"{name}: {tiled} for {dense}"
 
 
 @pytest.mark.gpu
