@@ -96,8 +96,10 @@ def check(case: Case) -> None:
     mosaic_gpu.INTERPRET = InterpretGPUParams(detect_races=True)
     with hopper():
         found = run(q, k, v)
+    # shares are exponentials of float32 scores, which ALiBi of far slots makes as large as the lse
+    tolerance = max(1e-4, 2**-20 * np.abs(expected[1][~np.isneginf(expected[1])]).max())
     for name, x, y in zip(("out", "lse", "dq", "dk", "dv"), found, expected, strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance, err_msg=name)
     races = interpret_pallas_call.get_races()
     assert races is not None
     assert not races.races_found
