@@ -50,7 +50,7 @@ def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
     devices = DEVICES.get(page.stem, 8)
     fill = devices // math.prod(n for n in sizes.values() if n > 0)
     shape = tuple(fill if n == -1 else n for n in sizes.values())
-    mesh = AbstractMesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+    mesh = AbstractMesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     state_shardings(config.model, optimizer, mesh)  # raises when a size does not divide
     batch_sharding(mesh, config.step.batch_size // config.step.micro_batches)
 

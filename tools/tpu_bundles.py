@@ -9,8 +9,11 @@ are differences of two programs.
     python tools/tpu_bundles.py v5p        ours against splash attention, and what features cost
 """
 
+import argparse
+import contextlib
 import functools
 import glob
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -21,7 +24,7 @@ os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={DUMP} --xla_jf_dump_llo_text=true "
-    "--xla_jf_dump_llo_pass_label_regex=.*final.*",
+    "--xla_jf_dump_llo_pass_label_regex=.*final.* --xla_tpu_scoped_vmem_limit_kib=49152",
 }
 
 import jax  # noqa: E402
@@ -110,7 +113,8 @@ def ours(
 
     def attend(q: Any, k: Any, v: Any, extra: Any) -> Any:
         call = functools.partial(flash_attention, implementation="pallas_tpu", **options)
-        return call(q, k, v, **extra).astype(jnp.float32).sum()
+        out: Any = call(q, k, v, **extra)
+        return out.astype(jnp.float32).sum()
 
     sizes, held = tpu_spec.blocks_for, lambda *_: blocks
     pallas_tpu.blocks_for = held
@@ -122,36 +126,87 @@ def ours(
         pallas_tpu.blocks_for = sizes
 
 
-def splash(
-    chip: str,
-    backward: bool,
-    *,
-    module: Any,
-    H: int = 128,
-    T: int = 8192,
-    compute: int,
-    causal: bool = False,
-) -> tuple[int, float]:
-    """Bundles of splash attention with blocks of 2048, its backward fused."""
-    block = SPLASH_BLOCK
-    sizes = {name: block for name in ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv")}
-    sizes |= {"block_kv_compute": compute, "block_kv_dkv_compute": compute}
-    q, k, v = (jax.ShapeDtypeStruct((heads, T, H), jnp.bfloat16) for heads in (4, 1, 1))
-    mask_type = module.CausalMask if causal else module.FullMask
+def splash(chip: str, backward: bool, make: Callable[[int, int], Callable], T: int = 8192) -> float:
+    """Bundles per block of the better splash: full attention in blocks of 2048, fused backward."""
+    shapes = [jax.ShapeDtypeStruct((*heads, T, 128), jnp.bfloat16) for heads in ((4,), (), ())]
+    found = [float("inf")]
+    for compute in (256, 512, 1024):
+        kernel = make(T, compute)
+        attend = lambda q, k, v, kernel=kernel: kernel(q, k, v).astype(jnp.float32).sum()  # noqa: E731
+        function = jax.grad(attend, (0, 1, 2)) if backward else attend
+        try:
+            name = "dkv" if backward else "splash_mqa_fwd"
+            found.append(bundles(chip, name, function, *shapes)[0])
+        except jax.errors.JaxRuntimeError as error:
+            if "vmem" not in str(error).lower():
+                raise
+    return min(found)
 
-    def attend(q: Any, k: Any, v: Any) -> Any:
-        mask = module.MultiHeadMask([mask_type((T, T))] * 4)
-        kernel = module.make_splash_mqa(
-            mask,
-            block_sizes=module.BlockSizes(**sizes, use_fused_bwd_kernel=True),
-            head_shards=1,
-            q_seq_shards=1,
-        )
-        return kernel(q, k[0], v[0]).astype(jnp.float32).sum()
 
-    function = jax.grad(attend, (0, 1, 2)) if backward else attend
-    return bundles(chip, "dkv" if backward else "splash_mqa_fwd", function, q, k, v)
+def _sizes(compute: int) -> dict[str, Any]:
+    names: tuple[str, ...] = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv")
+    computed: tuple[str, ...] = ("block_kv_compute", "block_kv_dkv_compute")
+    return {**dict.fromkeys(names, SPLASH_BLOCK), **dict.fromkeys(computed, compute)}
+
+
+def splash_in_jax(T: int, compute: int) -> Callable:
+    """The kernel that comes with jax."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as module
+
+    mask = module.MultiHeadMask([module.FullMask((T, T))] * 4)
+    sizes = module.BlockSizes(**_sizes(compute), use_fused_bwd_kernel=True)
+    return module.make_splash_mqa(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+
+
+def splash_in_tokamax(T: int, compute: int) -> Callable:
+    """The kernel of tokamax, where it is installed."""
+    from tokamax._src.ops.experimental.tpu.splash_attention import (  # pyright: ignore[reportMissingImports]
+        splash_attention_kernel as kernel,
+    )
+    from tokamax._src.ops.experimental.tpu.splash_attention import (  # pyright: ignore[reportMissingImports]
+        splash_attention_mask as masks,
+    )
+
+    config = kernel.SplashConfig(**_sizes(compute), use_fused_bwd_kernel=True)
+    return kernel.make_splash_mqa(masks.FullMask((T, T)), config=config, q_seq_shards=1)
+
+
+RIVALS = {"splash in jax": splash_in_jax, "splash in tokamax": splash_in_tokamax}
+
+
+def compare(chip: str) -> dict[str, dict[str, float]]:
+    """Bundles per 2048 x 2048 scores of head size 128, by kernel, forward and backward."""
+    found: dict[str, dict[str, float]] = {}
+    blocks = tpu_spec.blocks_for(8192, 8192, 128, "bfloat16", kind(chip))
+    for name, backward in (("forward", False), ("backward", True)):
+        tile = blocks.backward_tiles if backward else (blocks.query, blocks.key)
+        share = SPLASH_BLOCK**2 / (tile[0] * tile[1])
+        plain = ours(chip, backward, blocks, causal=False)[0]
+        row = {"ours": plain * share}
+        row["ours with ALiBi"] = ours(chip, backward, blocks, causal=False, alibi=True)[0] * share
+        for rival, make in RIVALS.items():
+            with contextlib.suppress(ImportError):
+                row[rival] = splash(chip, backward, make)
+        found[name] = row
+    return found
+
+
+def main() -> None:
+    """Prints the comparison for one chip, or as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("chip", choices=TOPOLOGIES)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args()
+    found = compare(arguments.chip)
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    print(f"{kind(arguments.chip)}: bundles per 2048 x 2048 scores, head size 128, bfloat16, full")
+    for name, row in found.items():
+        best = min(value for rival, value in row.items() if not rival.startswith("ours"))
+        for rival, value in row.items():
+            print(f"{name:9} {rival:18} {value:9.0f}   {value / best:.3f} of the better splash")
 
 
 if __name__ == "__main__":
-    pass
+    main()

@@ -174,7 +174,8 @@ def main() -> None:
     parser.add_argument("--heads", type=int, nargs="+", default=[64, 128, 256])
     arguments = parser.parse_args()
     chips = list(TOPOLOGIES) if arguments.chip == "all" else [arguments.chip]
-    for chip, H in itertools.product(chips, arguments.heads):
+    heads: list[int] = arguments.heads
+    for chip, H in ((chip, H) for chip in chips for H in heads):
         name = kind(chip)
         found = tune(chip, H, jnp.bfloat16)
         table = json.loads(TABLE.read_text(encoding="utf-8"))

@@ -23,9 +23,8 @@ def make_rule(causal: bool, window: int) -> Rule:
 
 def covered(ranges_BI4: jax.Array, J: int, first: int, last: int) -> np.ndarray:
     """[B, I, J] bool: the tiles from entry `first` to entry `last` of each run."""
-    ranges_BI4 = np.asarray(ranges_BI4)
-    tile_J = np.arange(J)
-    return (tile_J >= ranges_BI4[..., first, None]) & (tile_J < ranges_BI4[..., last, None])
+    runs, tile_J = np.asarray(ranges_BI4), np.arange(J)
+    return (tile_J >= runs[..., first, None]) & (tile_J < runs[..., last, None])
 
 
 @pytest.mark.parametrize("in_rows", [True, False])

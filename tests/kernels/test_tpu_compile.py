@@ -38,7 +38,7 @@ def compile_gradients(
     extra = {name: struct(*x) for name, x in extra.items()}
 
     def loss(arrays: list[Any], extra: dict[str, Any]) -> jax.Array:
-        out = flash_attention(*arrays, **extra, **options)
+        out: Any = flash_attention(*arrays, **extra, **options)
         return jnp.square(out.astype(jnp.float32)).sum()
 
     with jax.set_mesh(mesh):

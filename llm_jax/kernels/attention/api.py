@@ -42,6 +42,8 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "cudnn": Implementation(cudnn.attend, lambda places, request: (), cudnn.refuses),
 }
 
+PLACE_NAMES = ("q_segments_BT", "kv_segments_BS", "q_positions_BT", "kv_positions_BS")
+
 # Fused kernels of each platform, the preferred first.
 FUSED = {"tpu": ("pallas_tpu",), "gpu": ("cudnn", "mosaic_gpu")}
 
@@ -202,22 +204,12 @@ def flash_attention(  # pyright: ignore[reportInconsistentOverload]
     N, H = _check_arrays(q_BTNH, k_BSKH, v_BSKH)
     rule = _make_rule(H**-0.5 if scale is None else scale, causal, window, soft_cap)
     slopes_N = _make_slopes(alibi_slopes_N, N)
-    places = (q_segments_BT, kv_segments_BS, q_positions_BT, kv_positions_BS)
+    given = (q_segments_BT, kv_segments_BS, q_positions_BT, kv_positions_BS)
+    places: dict[str, Any] = dict(zip(PLACE_NAMES, given, strict=True))
     if plan is None:
-        plan = make_plan(
-            q_BTNH,
-            k_BSKH,
-            causal=causal,
-            window=window,
-            soft_cap=soft_cap,
-            alibi=slopes_N is not None,
-            q_segments_BT=q_segments_BT,
-            kv_segments_BS=kv_segments_BS,
-            q_positions_BT=q_positions_BT,
-            kv_positions_BS=kv_positions_BS,
-            implementation=implementation,
-            return_lse=return_lse,
-        )
+        features = {"soft_cap": soft_cap, "alibi": slopes_N is not None, "return_lse": return_lse}
+        rows = {"causal": causal, "window": window, "implementation": implementation}
+        plan = make_plan(q_BTNH, k_BSKH, **rows, **features, **places)
     else:
         _check_plan(plan, rule, places, implementation)
     attend = IMPLEMENTATIONS[plan.implementation].attend
@@ -225,8 +217,8 @@ def flash_attention(  # pyright: ignore[reportInconsistentOverload]
     return (out_BTNH, lse_BTN) if return_lse else out_BTNH
 
 
-def _check_plan(plan: Plan, rule: Rule, places: tuple, implementation: str) -> None:
-    if any(place is not None for place in places) or implementation not in (
+def _check_plan(plan: Plan, rule: Rule, places: dict[str, Any], implementation: str) -> None:
+    if any(place is not None for place in places.values()) or implementation not in (
         "auto",
         plan.implementation,
     ):

@@ -180,9 +180,11 @@ def _backward(rule: Rule, saved: tuple, cotangents: tuple) -> tuple:
     delta_BTN = products_BTNH.sum(axis=-1) - grad_lse_BTN
     seen_BTN = ~jnp.isneginf(lse_BTN)  # rows that see nothing are masked wherever they are visited
     rows = lambda x_BTN: pad_rows(x_BTN.swapaxes(1, 2)[:, :, None], 3, tiles.query)  # noqa: E731
+    ranges_BJ4, parts_BP2 = plan.ranges[2:]
     dq_BNTH, dk_BKSH, dv_BKSH = backward.attend(
         *call,
-        *plan.ranges[2:],
+        ranges_BJ4,
+        parts_BP2,
         pad_rows(grad_out_BTNH.swapaxes(1, 2), 2, tiles.query),
         rows(jnp.where(seen_BTN, lse_BTN, 0)),
         rows(jnp.where(seen_BTN, delta_BTN, 0)),

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from llm_jax.kernels.attention.pallas_tpu_forward import CONTRACT_FIRST, CONTRACT_LAST
-from llm_jax.kernels.attention.plan import Places
+from llm_jax.kernels.attention.plan import Places, Tiles
 from llm_jax.kernels.attention.tpu_spec import (
     LOG2E,
     Spec,
@@ -54,68 +54,27 @@ def attend(
     """
     B, N, T, H = q_BNTH.shape
     _, K, S, _ = k_BKSH.shape
-    tiles, G = spec.blocks.backward_tiles, spec.group
+    tiles = spec.blocks.backward_tiles
     I, J = T // tiles.query, S // tiles.key
     steps = ranges_BJ4[..., 3] - ranges_BJ4[..., 0]
     slices = J * (tiles.key // spec.blocks.backward_slice)
     parts_BP2 = jnp.pad(parts_BP2, ((0, 0), (0, slices - parts_BP2.shape[1]), (0, 0)))
     scalars = (ranges_BJ4.reshape(-1), parts_BP2.reshape(-1), slopes_N)
-
-    def query_tile(b: Any, j: Any, s: Any, ranges: Any) -> Any:
-        at = (b * J + j) * 4
-        return jnp.minimum(ranges[at] + s, jnp.maximum(ranges[at + 3] - 1, 0))
-
-    def query_spec(x: jax.Array) -> pl.BlockSpec:
-        shared = x.shape[0] == 1
-        return pl.BlockSpec(
-            (None, 1, tiles.query),
-            lambda b, m, j, g, s, ranges, *_: (0 if shared else b, 0, query_tile(b, j, s, ranges)),
-        )
-
-    def key_spec(x: jax.Array) -> pl.BlockSpec:
-        shared = x.shape[0] == 1
-        return pl.BlockSpec(
-            (None, None, 1, tiles.key), lambda b, m, j, *_: (0 if shared else b, j, 0, 0)
-        )
-
-    def query_row(b: Any, m: Any, j: Any, g: Any, s: Any, ranges: Any, *_: Any) -> Any:
-        return b, m * G + g, 0, query_tile(b, j, s, ranges)
-
-    rows = pl.BlockSpec(
-        (None, None, tiles.query, H),
-        lambda b, m, j, g, s, ranges, *_: (b, m * G + g, query_tile(b, j, s, ranges), 0),
-    )
-    keys = pl.BlockSpec((None, None, tiles.key, H), lambda b, m, j, *_: (b, m, j, 0))
-    row = pl.BlockSpec((None, None, 1, tiles.query), query_row)
-    makers = (query_spec, key_spec, query_spec, key_spec)
-    extra = [(x, make(x)) for x, make in zip(places, makers, strict=True) if x is not None]
-    anywhere = pl.BlockSpec(memory_space=pl.ANY)
     zero_BNIHq = jnp.zeros((B, N, I, H, tiles.query), jnp.float32)
     inputs = (q_BNTH, k_BKSH, v_BKSH, grad_out_BNTH, lse_BN1T, delta_BN1T)
-    inputs = (*inputs, *(x for x, _ in extra), zero_BNIHq)
+    inputs = (*inputs, *(x for x in places if x is not None), zero_BNIHq)
+    in_specs, out_specs = _block_specs(spec, H, J, places)
     pairs = T * S // (2 if spec.rule.causal else 1)
     dq_BNIHq, dk_BKSH, dv_BKSH = pl.pallas_call(
         functools.partial(_kernel, spec=spec, I=I, J=J),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
-            grid=(B, K, J, G, jnp.maximum(steps.max(), 1)),
-            in_specs=[rows, keys, keys, rows, row, row, *(spec for _, spec in extra), anywhere],
-            out_specs=[anywhere, keys, keys],
-            scratch_shapes=[
-                pltpu.VMEM((tiles.key, H), jnp.float32),
-                pltpu.VMEM((tiles.key, H), jnp.float32),
-                pltpu.VMEM((H, tiles.query), jnp.float32),
-                pltpu.VMEM((2, H, tiles.query), jnp.float32),
-                pltpu.SMEM((4,), jnp.int32),
-                pltpu.SemaphoreType.DMA((2,)),
-                pltpu.SemaphoreType.DMA((2,)),
-            ],
+            grid=(B, K, J, spec.group, jnp.maximum(steps.max(), 1)),
+            in_specs=in_specs,
+            out_specs=out_specs,
+            scratch_shapes=_scratch(tiles, H),
         ),
-        out_shape=[
-            jax.ShapeDtypeStruct(zero_BNIHq.shape, jnp.float32),
-            jax.ShapeDtypeStruct(k_BKSH.shape, k_BKSH.dtype),
-            jax.ShapeDtypeStruct(v_BKSH.shape, v_BKSH.dtype),
-        ],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (zero_BNIHq, k_BKSH, v_BKSH)],
         input_output_aliases={len(scalars) + len(inputs) - 1: 0},
         cost_estimate=pl.CostEstimate(
             flops=10 * B * N * pairs * H,
@@ -123,7 +82,7 @@ def attend(
             bytes_accessed=2 * J * (q_BNTH.nbytes + zero_BNIHq.nbytes) + 4 * k_BKSH.nbytes,
         ),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", *["arbitrary"] * 3),
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary", "arbitrary"),
             vmem_limit_bytes=vmem_limit(current_device().kind),
         ),
         interpret=spec.interpret,
@@ -131,6 +90,55 @@ def attend(
     )(*scalars, *inputs)
     dq_BNIqH = (dq_BNIHq * spec.rule.scale).astype(q_BNTH.dtype).swapaxes(3, 4)
     return dq_BNIqH.reshape(q_BNTH.shape), dk_BKSH, dv_BKSH
+
+
+def _scratch(tiles: Tiles, H: int) -> list[Any]:
+    """dk, dv and dq of a tile, two buffers of dq, and what `_Accumulator` keeps count with."""
+    return [
+        pltpu.VMEM((tiles.key, H), jnp.float32),
+        pltpu.VMEM((tiles.key, H), jnp.float32),
+        pltpu.VMEM((H, tiles.query), jnp.float32),
+        pltpu.VMEM((2, H, tiles.query), jnp.float32),
+        pltpu.SMEM((4,), jnp.int32),
+        pltpu.SemaphoreType.DMA((2,)),
+        pltpu.SemaphoreType.DMA((2,)),
+    ]
+
+
+def _block_specs(
+    spec: Spec, H: int, J: int, places: Places
+) -> tuple[list[pl.BlockSpec], list[pl.BlockSpec]]:
+    """Of q, k, v, grad_out, lse, delta, the places there are and dq, and of the three results."""
+    tiles, G = spec.blocks.backward_tiles, spec.group
+
+    def query_tile(b: Any, j: Any, s: Any, ranges: Any) -> Any:
+        at = (b * J + j) * 4
+        return jnp.minimum(ranges[at] + s, jnp.maximum(ranges[at + 3] - 1, 0))
+
+    def query_spec(shared: bool) -> pl.BlockSpec:
+        return pl.BlockSpec(
+            (None, 1, tiles.query),
+            lambda b, m, j, g, s, ranges, *_: (0 if shared else b, 0, query_tile(b, j, s, ranges)),
+        )
+
+    def key_spec(shared: bool) -> pl.BlockSpec:
+        return pl.BlockSpec(
+            (None, None, 1, tiles.key), lambda b, m, j, *_: (0 if shared else b, j, 0, 0)
+        )
+
+    rows = pl.BlockSpec(
+        (None, None, tiles.query, H),
+        lambda b, m, j, g, s, ranges, *_: (b, m * G + g, query_tile(b, j, s, ranges), 0),
+    )
+    row = pl.BlockSpec(
+        (None, None, 1, tiles.query),
+        lambda b, m, j, g, s, ranges, *_: (b, m * G + g, 0, query_tile(b, j, s, ranges)),
+    )
+    keys = pl.BlockSpec((None, None, tiles.key, H), lambda b, m, j, *_: (b, m, j, 0))
+    makers = (query_spec, key_spec, query_spec, key_spec)
+    extra = [make(x.shape[0] == 1) for x, make in zip(places, makers, strict=True) if x is not None]
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    return [rows, keys, keys, rows, row, row, *extra, anywhere], [anywhere, keys, keys]
 
 
 class _Accumulator:

@@ -134,23 +134,13 @@ class Tile(NamedTuple):
 
     key_row: jax.Array  # position of the first key and query, where positions are row indices
     query_row: jax.Array
-    key_positions: jax.Array | None  # [k, 1]
-    query_positions: jax.Array | None  # [1, q]
-    key_segments: jax.Array | None
-    query_segments: jax.Array | None
+    key_positions: Any  # [k, 1]
+    query_positions: Any  # [1, q]
+    key_segments: Any
+    query_segments: Any
 
 
-def part_of_queries(tile: Tile, columns: slice) -> Tile:
-    """The same tile with some of its queries."""
-    cut = lambda x: None if x is None else x[:, columns]  # noqa: E731
-    return tile._replace(
-        query_row=tile.query_row + columns.start,
-        query_positions=cut(tile.query_positions),
-        query_segments=cut(tile.query_segments),
-    )
-
-
-def visible(spec: Spec, tile: Tile, shape: tuple[int, int]) -> jax.Array | None:
+def visible(spec: Spec, tile: Tile, shape: tuple[int, ...]) -> jax.Array | None:
     """Which key (rows) each query (columns) may attend to; None: all."""
     rule, conditions = spec.rule, []
     if rule.causal and spec.positions:
@@ -175,20 +165,21 @@ def logits(
     spec: Spec, raw_kq: jax.Array, offset: jax.Array | None, tile: Tile, masked: bool
 ) -> tuple[jax.Array, jax.Array | None]:
     """Products k.q to scores in units of log 2; the soft-cap's tanh too, where there is one."""
-    rule, bent_kq = spec.rule, None
+    rule, bent_kq, factor = spec.rule, None, spec.rule.scale * LOG2E
     if rule.soft_cap:
-        bent_kq = jnp.tanh(raw_kq * (rule.scale / rule.soft_cap))
-        score_kq = bent_kq * (rule.soft_cap * LOG2E)
-    else:
-        score_kq = raw_kq * (rule.scale * LOG2E)
-    if offset is not None:
-        score_kq = score_kq + offset
+        raw_kq = bent_kq = jnp.tanh(raw_kq * (rule.scale / rule.soft_cap))
+        factor = rule.soft_cap * LOG2E
+    if (
+        offset is not None
+    ):  # before the factor, where it fits the schedule better: 1 % of all bundles
+        raw_kq = raw_kq + offset * (1 / factor)
+    score_kq = raw_kq * factor
     seen_kq = visible(spec, tile, raw_kq.shape) if masked else None
     return (score_kq if seen_kq is None else jnp.where(seen_kq, score_kq, HIDDEN)), bent_kq
 
 
 def bias(
-    spec: Spec, slope: jax.Array, shape: tuple[int, int], tile: Tile, origin: jax.Array
+    spec: Spec, slope: jax.Array, shape: tuple[int, ...], tile: Tile, origin: jax.Array
 ) -> jax.Array | None:
     """ALiBi of the keys of a tile in units of log 2, relative to `origin`: [keys, 1].
 
