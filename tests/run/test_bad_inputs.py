@@ -243,7 +243,7 @@ def pretrain_refused(refused, two_sources):
         ("--data.sources.0.weight -1", "weight=-1.0 of 'en' must be >= 0"),
         ("--data.sources [{\"name\":\"en\",\"weight\":0}]", "every weight is 0; give one of them"),
         ("--data.prepared none", "none: holds no prepared data (no manifest.json); make it with `llm-jax data prepare`"),
-        ("--mesh.data 3", "mesh data=3 x fsdp=-1 x tensor=1 does not fit 1 device(s)"),
+        ("--mesh.data 3", "mesh data=3 x fsdp=-1 x tensor=1 x context=1 does not fit 1 device(s)"),
         ("--step.batch-size 9 --step.micro-batches 2", "step.batch_size=9 must be a multiple of step.micro_batches=2"),
         ("--eval.seq-len 8 --eval.stride 9", "eval.stride=9 must be at most eval.seq_len=8"),
         ("--samples.temperature -1", "samples.temperature=-1.0 must be 0 (greedy) or above"),
