@@ -10,13 +10,12 @@ The result goes to llm_jax/kernels/attention/tpu_tiles.json.
 
 import argparse
 import itertools
-import json
-import re
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import tile_tables
 from tpu_bundles import STEP_CYCLES, TOPOLOGIES, kind, ours
 
 from llm_jax.kernels.attention.plan import Places, Rule, key_ranges, query_ranges
@@ -178,18 +177,11 @@ def main() -> None:
     for chip, H in ((chip, H) for chip in chips for H in heads):
         name = kind(chip)
         found = tune(chip, H, jnp.bfloat16)
-        table = json.loads(TABLE.read_text(encoding="utf-8"))
+        table = tile_tables.read(TABLE)
         entry = table["chips"].setdefault(name, {"vmem_limit_bytes": VMEM[chip]})
         table["made_by"] = "python tools/tune_attention.py"
         entry[str(H)] = found
-        TABLE.write_text(dump(table), encoding="utf-8")
-
-
-def dump(table: dict[str, Any]) -> str:
-    """JSON with one entry a line."""
-    flat = re.compile(r"\{\n\s+(\"length\"[^{}]*?)\n\s+\}", re.DOTALL)
-    one_line = lambda found: "{" + re.sub(r"\n\s+", " ", found[1]) + "}"  # noqa: E731
-    return flat.sub(one_line, json.dumps(table, indent=1)) + "\n"
+        tile_tables.write(TABLE, table)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@
 
 import argparse
 import errno
+import glob
 import importlib
+import importlib.util
 import logging
 import os
 import re
@@ -50,6 +52,21 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
+def leave_out_absent_tpu() -> None:
+    """Tells jax of no TPU where libtpu is installed without one, as it is for compiling ahead of time.
+
+    Asked to start there, libtpu prints a page. With a plugin for GPUs jax must find out by itself.
+    """
+    found = any(glob.glob(pattern) for pattern in ("/dev/accel*", "/dev/vfio/[0-9]*"))
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
+    if (
+        importlib.util.find_spec("libtpu")
+        and not found
+        and not any(map(importlib.util.find_spec, plugins))
+    ):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Runs a command's `main` on `argv` and returns the exit status."""
     # libraries speak up from WARNING on (jax and orbax log every look-up and save at INFO), we from INFO
@@ -59,6 +76,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         if type(handler) is logging.StreamHandler:
             handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.getLogger("llm_jax").setLevel(logging.INFO)
+    leave_out_absent_tpu()
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:

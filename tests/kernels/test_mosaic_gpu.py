@@ -11,12 +11,28 @@ import numpy as np
 import pytest
 from jax import export
 
-from llm_jax.kernels.attention import Request, Rule, mosaic_gpu, ptxas
+from llm_jax.kernels.attention import Request, Rule, mosaic_gpu, mosaic_gpu_backward, ptxas
 from llm_jax.kernels.device import Device
 from tests.kernels import gpu_aot, mosaic_gpu_interpreted
 from tests.kernels.attention_cases import CASES, LONG, answer, make_inputs, rule, run
 
 H200 = Device("gpu", "NVIDIA H200")
+
+
+def test_query_heads_are_split_into_the_fewest_parts_that_fill_the_gpu():
+    assert mosaic_gpu_backward._parts(group=1, blocks=1) == 1
+    assert mosaic_gpu_backward._parts(group=16, blocks=128) == 4
+    assert mosaic_gpu_backward._parts(group=16, blocks=396) == 1
+    assert mosaic_gpu_backward._parts(group=12, blocks=6) == 12
+    assert mosaic_gpu_backward._parts(group=6, blocks=150) == 3
+
+
+def test_every_head_size_has_tiles_for_every_length():
+    for H in (8, 64, 80, 128, 200, 256):
+        for T in (1, 2048, 4096, 10**6):
+            for tiling in mosaic_gpu.tilings_for(T, T, H):
+                assert mosaic_gpu.BLOCK % tiling.block == 0
+                assert mosaic_gpu.BLOCK % tiling.rows == 0
 
 
 def request_for(**changes) -> Request:
@@ -177,9 +193,25 @@ def on_hopper():
         pytest.skip("no Hopper GPU here, or JAX_PLATFORMS=cuda is not set")
 
 
+GROUPED = [case for case in CASES if case.group == 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", GROUPED, ids=lambda case: "-".join(map(str, case)))
+def test_on_a_gpu_query_heads_that_share_keys_may_share_a_block(case, on_hopper, monkeypatch):
+    monkeypatch.setattr(mosaic_gpu_backward, "ENOUGH_BLOCKS", 1)  # these sizes would be split
+    jax.clear_caches()
+    check_on_gpu(case)
+    jax.clear_caches()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_on_a_gpu_bfloat16_is_as_exact_as_dense_bfloat16(case, on_hopper):
+    check_on_gpu(case)
+
+
+def check_on_gpu(case):
     inputs, options = make_inputs(case, LONG), rule(case, LONG)
     *arrays, grad_lse = inputs.arrays
     rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16)) for x in arrays]

@@ -8,7 +8,10 @@
 Sources: FlashAttention-2 (arXiv 2307.08691) and -3 (2407.08608), ALiBi (2108.12409).
 """
 
+import functools
+import json
 import re
+from importlib import resources
 from typing import Any, NamedTuple
 
 import jax
@@ -40,22 +43,16 @@ class Tiling(NamedTuple):
 
 
 class Tilings(NamedTuple):
-    """Tiles of all three."""
+    """Tiles of all three. Bounds: 227 KiB of shared memory for the block and `stages` tiles; 232 registers
+    per lane for sums and scores.
+    """
 
     forward: Tiling
     grad_queries: Tiling
     grad_keys: Tiling
 
 
-# By chip and head size. Bounds: 227 KiB of shared memory for the block and `stages` tiles; 232
-# registers per lane for sums and scores. From published sweeps on H100 and from registers and spills
-# of compilations ahead of time; not yet swept by us on a GPU.
-TILINGS = {
-    ("sm_90", 64): Tilings(Tiling(128, 128, 4), Tiling(128, 128, 3), Tiling(128, 64, 4)),
-    ("sm_90", 128): Tilings(Tiling(128, 128, 2), Tiling(128, 64, 3), Tiling(128, 64, 3)),
-    ("sm_90", 256): Tilings(Tiling(128, 64, 2), Tiling(64, 64, 2), Tiling(64, 64, 2)),
-}
-HEAD_SIZES = tuple(H for _, H in TILINGS)
+HEAD_SIZES = (64, 128, 256)  # those in gpu_tiles.json
 
 
 def refuses(request: Request, device: Device) -> str | None:
@@ -74,14 +71,27 @@ def head_size(H: int) -> int:
     return min(size for size in HEAD_SIZES if size >= H)
 
 
-def tilings_for(H: int) -> Tilings:
-    """The tiles for heads of H, on the only chips there are kernels for."""
-    return TILINGS["sm_90", head_size(H)]
+@functools.cache
+def _table() -> dict[str, list[dict[str, Any]]]:
+    text = (
+        resources.files("llm_jax.kernels.attention").joinpath("gpu_tiles.json").read_text("utf-8")
+    )
+    return json.loads(text)["chips"]["sm_90"]
+
+
+def tilings_for(T: int, S: int, H: int) -> Tilings:
+    """The table's tiles for a head size and length, on the only chips there are kernels for."""
+    entries = _table()[str(head_size(H))]
+    entry = next((e for e in entries if e["length"] >= max(T, S)), entries[-1])
+    return Tilings(*(Tiling(*entry[name]) for name in Tilings._fields))
 
 
 def make_ranges(places: Places, request: Request) -> tuple[jax.Array, ...]:
     """The tiles to visit, of each kernel in the order of `Tilings`, as in `plan`."""
-    tilings, sizes = tilings_for(request.H), (request.rule, request.T, request.S)
+    tilings, sizes = (
+        tilings_for(request.T, request.S, request.H),
+        (request.rule, request.T, request.S),
+    )
     by_query = (
         key_ranges(places, *sizes, Tiles(query=tiling.block, key=tiling.rows))
         for tiling in (tilings.forward, tilings.grad_queries)

@@ -78,7 +78,7 @@ def _forward(
 ) -> tuple[jax.Array, jax.Array]:
     T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[3]
     operands = _operands(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan, rule)
-    setting = Setting(rule, tilings_for(H).forward, first_position(T, S), machine)
+    setting = Setting(rule, tilings_for(T, S, H).forward, first_position(T, S), machine)
     out_BTNH, lse_BNT = forward.forward(operands, setting)
     return out_BTNH[:, :T, :, :H], lse_BNT[:, :, :T].swapaxes(1, 2)
 
@@ -102,7 +102,7 @@ def _backward(rule: Rule, machine: Machine, saved: tuple, cotangents: tuple) -> 
     q_BTNH, k_BSKH, v_BSKH, slopes_N, plan, out_BTNH, lse_BTN = saved
     grad_out_BTNH, grad_lse_BTN = cotangents
     T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[3]
-    tilings, first = tilings_for(H), first_position(T, S)
+    tilings, first = tilings_for(T, S, H), first_position(T, S)
     inputs = _operands(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan, rule)
 
     # the softmax's normaliser, and the lse, pass back one number per row
