@@ -79,6 +79,10 @@ def bundles(chip: str, name: str, function: Callable, *shapes: Any) -> tuple[int
         raise LookupError(f"{len(found)} kernels named *{name}* were compiled, not one")
     with open(found[0], encoding="utf-8") as file:
         _, header, capacities, _, *lines = file.read().splitlines()
+    if "MATMUL" not in header:
+        raise LookupError(
+            "this libtpu describes bundles in another way; 0.0.52 does it as read here"
+        )
     column = [title.strip() for title in header.split(",")].index("MATMUL")
     rows = [line.split() for line in lines if line.strip()[:1].isdigit()]
     busy = sum(int(row[column]) for row in rows)

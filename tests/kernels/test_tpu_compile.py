@@ -59,6 +59,11 @@ def test_an_unknown_topology_is_one_clear_line():
         assert "\n" not in str(refusal.value)
 
 
+def assert_no_scores_are_held(compiled, T):
+    scores = 4 * 4 * T * T  # bytes of float32, of four heads
+    assert compiled.memory_analysis().temp_size_in_bytes < scores / 4
+
+
 EVERYTHING = {"features": ("segments", "alibi"), "window": 1000, "soft_cap": 30.0}
 
 
@@ -70,20 +75,23 @@ EVERYTHING = {"features": ("segments", "alibi"), "window": 1000, "soft_cap": 30.
     ids=["full", "all", "positions"],
 )
 def test_forward_and_backward_compile_for(topology, options):
-    compile_gradients(topology, 4096, 128, implementation="pallas_tpu", **options)
+    compiled = compile_gradients(topology, 4096, 128, implementation="pallas_tpu", **options)
+    assert_no_scores_are_held(compiled, 4096)
 
 
 @pytest.mark.tpu
 @pytest.mark.parametrize("topology", TOPOLOGIES[:2])
 @pytest.mark.parametrize("H", [64, 80, 256])
 def test_other_head_sizes_compile_for(topology, H):
-    compile_gradients(topology, 4096, H, implementation="pallas_tpu", **EVERYTHING)
+    compiled = compile_gradients(topology, 4096, H, implementation="pallas_tpu", **EVERYTHING)
+    assert_no_scores_are_held(compiled, 4096)
 
 
 @pytest.mark.tpu
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_float32_compiles_for(topology):
-    compile_gradients(topology, 1000, 128, "float32", features=("segments", "alibi"))
+    compiled = compile_gradients(topology, 3000, 128, "float32", features=("segments", "alibi"))
+    assert_no_scores_are_held(compiled, 3000)
 
 
 @pytest.mark.tpu
