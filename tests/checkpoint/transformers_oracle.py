@@ -16,6 +16,10 @@ FALCON = {
     "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }  # fmt: skip
+NEOX = {
+    "vocab_size": 61, "hidden_size": 48, "intermediate_size": 44, "num_hidden_layers": 3,
+    "num_attention_heads": 3, "max_position_embeddings": 64,
+}  # fmt: skip
 MPT = {"vocab_size": 61, "d_model": 36, "n_layers": 3, "n_heads": 3, "max_seq_len": 64}
 WINDOWED = {"sliding_window": 5}
 ODD = {"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 36}
@@ -87,9 +91,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt2", OLD, tie_word_embeddings=False, scale_attn_weights=False, n_inner=50,
         activation_function="gelu",
     ),
-    "gpt_neox": case("gpt_neox", SIZES),
+    "gpt_neox": case("gpt_neox", NEOX),
     "gpt_neox-sequential": case(
-        "gpt_neox", SIZES, ODD, use_parallel_residual=False, attention_bias=False,
+        "gpt_neox", NEOX, use_parallel_residual=False, attention_bias=False,
         tie_word_embeddings=True, rope_parameters={**LINEAR, "partial_rotary_factor": 0.5},
     ),
     "gemma": case("gemma", SIZES, ONE_KV, head_dim=12),
@@ -108,7 +112,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3_text-scaled-capped": case(
         "gemma3_text", SIZES, WINDOWED, head_dim=8, num_hidden_layers=7,
-        attn_logit_softcapping=2.0, final_logit_softcapping=3.0, rope_parameters={
+        final_logit_softcapping=3.0, rope_parameters={
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
             "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0},
         },

@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_jax.model.config import Alibi, ModelConfig
 from llm_jax.model.families.rules import (
+    NO_MATHS,
     Custom,
     Fields,
     Json,
@@ -283,7 +284,7 @@ def mpt_attention() -> Custom:
         "attn_type": "multihead_attention", "prefix_lm": False, "qk_ln": False,
         "attn_uses_sequence_id": False, "alibi": True,
     }  # fmt: skip
-    unread = ("attn_pdrop", "attn_impl", "model_type")
+    unread = (*NO_MATHS, "attn_impl")
 
     def reader(hf: Json, fields: Fields) -> Fields:
         said = given(hf, ("attn_config",), {})
