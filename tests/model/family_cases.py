@@ -1,5 +1,10 @@
-"""Random tiny models of transformers, and their weights as ours. Needs torch and transformers."""
+"""Tiny models of every family, said as transformers' settings; weights made from names alone.
 
+What transformers gets of them is compared live (`test_families_oracle`) and stored
+(`tools/make_family_goldens.py`, `test_family_goldens`).
+"""
+
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -175,6 +180,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# documents of one row, and of another in which two are packed; longer than the windows, and on both
+# sides of the lengths that dynamic and longrope look at
+DOCUMENTS = tuple(
+    np.random.default_rng(length).integers(0, 61, length, dtype=np.int32) for length in (19, 8, 11)
+)
+COMPARED = 2  # positions of each document whose logits are stored, the last ones
+
+
 def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor's values from its name alone, so large that every switch of a tiny model matters.
 
@@ -184,6 +197,12 @@ def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     is_scale = (name.endswith("weight") and len(shape) == 1) or "q_norm" in name or "k_norm" in name
     values = rng.standard_normal(shape, np.float32) * np.float32(0.3)
     return values + np.float32(1) if is_scale else values
+
+
+def tensor_digest(shapes: dict[str, tuple[int, ...]]) -> str:
+    """A short name for a set of tensors: their names and shapes."""
+    lines = [f"{name} {list(shape)}" for name, shape in sorted(shapes.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def as_params(
