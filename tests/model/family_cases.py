@@ -34,8 +34,8 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
 }  # fmt: skip
-YARN = {
-    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16,
+YARN = {  # with heads of 16 the blend lies between pairs 5 and 7
+    "rope_type": "yarn", "rope_theta": 1e2, "factor": 4.0, "original_max_position_embeddings": 4096,
 }  # fmt: skip
 LONG = {
     "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0, 1.1, 1.3, 1.6],
@@ -45,9 +45,29 @@ LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 
 
+EPS = {
+    **dict.fromkeys(("gpt_neox", "phi", "stablelm", "cohere"), "layer_norm_eps"),
+    **dict.fromkeys(
+        (
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "olmo2",
+            "granite",
+        ),
+        "rms_norm_eps",
+    ),
+    "starcoder2": "norm_epsilon",
+}
+
+
 def case(family: str, *settings: dict[str, Any], **more: Any) -> tuple[str, dict[str, Any]]:
-    """A family and the settings of one model of it."""
-    out: dict[str, Any] = {}
+    """A family and the settings of one model of it; the norms' epsilon is large enough to tell."""
+    out: dict[str, Any] = {EPS.get(family, "layer_norm_epsilon"): 0.05}
     for part in settings:
         out |= part
     return family, out | more
@@ -66,10 +86,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-dynamic-long": case(
         "llama", SIZES, max_position_embeddings=8, rope_parameters=DYNAMIC
     ),
-    "llama-yarn": case("llama", SIZES, rope_parameters=YARN),
+    "llama-yarn": case("llama", SIZES, head_dim=16, rope_parameters=YARN),
     "llama-yarn-fields": case(
-        "llama", SIZES,
-        rope_parameters={**YARN, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": False, "mscale": 0.7,
+        "llama", SIZES, head_dim=16,
+        rope_parameters={**YARN, "beta_fast": 50.0, "beta_slow": 4.0, "truncate": False, "mscale": 0.7,
                          "mscale_all_dim": 1.2},
     ),
     "llama-longrope-short": case(
@@ -87,7 +107,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": case("qwen3", SIZES, head_dim=10),
     "qwen3-biased-window": case(
-        "qwen3", SIZES, WINDOWED, head_dim=8, attention_bias=True, use_sliding_window=True,
+        "qwen3", SIZES, WINDOWED, head_dim=16, attention_bias=True, use_sliding_window=True,
         layer_types=["full_attention", "sliding_attention", "full_attention"],
         rope_parameters=YARN,
     ),

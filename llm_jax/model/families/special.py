@@ -304,7 +304,7 @@ def mpt_attention() -> Custom:
         largest = number("attn_config.alibi_bias_max", given(said, ("alibi_bias_max",), 8), float)
         get: Callable[[str], float] = lambda name: number(name, given(said, (name,), 0.0), float)  # noqa: E731
         return {
-            "alibi": Alibi(rule="mpt", max=largest),
+            "alibi": Alibi(max=largest),
             "qkv_clip": get("clip_qkv"),
             "attention_scale": get("softmax_scale"),
         }
