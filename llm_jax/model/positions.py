@@ -48,7 +48,7 @@ def document_frequencies(config: ModelConfig, lengths_BT: jax.Array) -> jax.Arra
     dim, factor = config.rotary_dim, scaling.factor
     stretch_BT1 = factor * jnp.maximum(lengths_BT1, original) / original - (factor - 1)
     exponents = (_exponents(config) * dim / (dim - 2)).astype(np.float32)
-    return short[None, None] * stretch_BT1 ** -exponents[None, None]
+    return jnp.asarray(short)[None, None] * stretch_BT1 ** -exponents[None, None]
 
 
 def document_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:

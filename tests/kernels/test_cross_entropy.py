@@ -108,7 +108,7 @@ def test_a_bias_of_the_head_is_an_input_that_is_always_one(soft_cap):
         for gradient, want in zip(got, wanted, strict=True):
             np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-5)
     nats, _ = token_nats(x, head, targets, bias_V=bias, soft_cap=soft_cap)
-    defined, _ = reference.token_nats(x, head, targets, soft_cap, bias)
+    defined, _ = reference.token_nats(x, head, targets, soft_cap, jnp.asarray(bias))
     np.testing.assert_allclose(nats, defined, rtol=1e-4, atol=1e-5)
 
 

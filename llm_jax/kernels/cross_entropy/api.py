@@ -23,7 +23,7 @@ def cross_entropy(
     targets_BT: jax.Array | np.ndarray,
     weights_BT: jax.Array | np.ndarray,
     *,
-    bias_V: jax.Array | None = None,
+    bias_V: jax.Array | np.ndarray | None = None,
     z_loss: float = 0.0,
     soft_cap: float = 0.0,
     split: Split | None = None,
@@ -57,6 +57,7 @@ def cross_entropy(
         raise ConfigError(f"z_loss={z_loss!r} must be finite and 0 (off) or above")
     rule = Rule(float(z_loss), float(soft_cap), split or Split())
     targets_BT, weights_BT = jnp.asarray(targets_BT), jnp.asarray(weights_BT, jnp.float32)
+    bias_V = None if bias_V is None else jnp.asarray(bias_V)
     objective, sums = xla_tiled.cross_entropy(x_BTD, head_DV, bias_V, targets_BT, weights_BT, rule)
     return objective, jax.tree.map(lax.stop_gradient, sums)
 
@@ -66,7 +67,7 @@ def token_nats(
     head_DV: jax.Array,
     targets_BT: jax.Array | np.ndarray,
     *,
-    bias_V: jax.Array | None = None,
+    bias_V: jax.Array | np.ndarray | None = None,
     soft_cap: float = 0.0,
     split: Split | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -76,13 +77,14 @@ def token_nats(
     """
     _check(x_BTD, head_DV, bias_V, targets_BT, soft_cap)
     rule = Rule(0.0, float(soft_cap), split or Split())
+    bias_V = None if bias_V is None else jnp.asarray(bias_V)
     return xla_tiled.token_nats(x_BTD, head_DV, bias_V, jnp.asarray(targets_BT), rule)
 
 
 def _check(
     x_BTD: jax.Array,
     head_DV: jax.Array,
-    bias_V: jax.Array | None,
+    bias_V: jax.Array | np.ndarray | None,
     targets_BT: jax.Array | np.ndarray,
     soft_cap: float,
 ) -> None:

@@ -112,7 +112,7 @@ def given(hf: Json, names: tuple[str, ...], default: Any) -> Any:
     """
     found = {name: hf[name] for name in names if hf.get(name) is not None}
     values = list(found.values())
-    if any(value != values[0] for value in values):
+    if any(value != values[0] for value in values[1:]):
         raise ConfigError(f"config.json: {found} are names of one thing and must agree")
     if not values and default is REQUIRED:
         raise ConfigError(f"config.json: {names[0]} is missing; the model's size is not known")
