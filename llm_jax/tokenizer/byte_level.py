@@ -68,6 +68,22 @@ def why_not(description: Mapping[str, Any]) -> str:
     return ""
 
 
+def build(description: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """The library's object; special tokens are not matched in text, nothing is cut or padded."""
+    built = tokenizers.Tokenizer.from_str(json.dumps(description))
+    built.encode_special_tokens = True
+    built.no_truncation()
+    built.no_padding()
+    return built
+
+
+def merges_alone(description: Mapping[str, Any]) -> models.Model:
+    """The BPE model, without the flag that lets whole words skip the merges."""
+    core = {"type": "BPE", **description["model"], "ignore_merges": False}
+    shell = {**description, "model": core, "added_tokens": [], "post_processor": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(shell)).model
+
+
 class ByteLevelVocabulary:
     """A base and the pieces put behind it so far."""
 
@@ -90,14 +106,8 @@ class ByteLevelVocabulary:
         for token in added:
             self._vocab.setdefault(token["content"], token["id"])
         self.size = max(self._vocab.values()) + 1
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._description))
-        self._tokenizer.encode_special_tokens = True
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # a model alone, without the cache and the flag that lets whole words skip the merges
-        core = {"type": "BPE", **self._description["model"], "ignore_merges": False}
-        shell = {**self._description, "model": core, "added_tokens": [], "post_processor": None}
-        self._model: models.Model = tokenizers.Tokenizer.from_str(json.dumps(shell)).model
+        self._tokenizer = build(self._description)
+        self._model = merges_alone(self._description)
         self._new: dict[bytes, int] = {}
         self._ranks: dict[tuple[bytes, bytes], int] = {}
         self._merges: list[tuple[bytes, bytes]] = []

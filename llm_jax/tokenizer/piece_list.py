@@ -51,7 +51,7 @@ class PieceListVocabulary:
         }
         self._new: dict[bytes, int] = {}
         self._scores: dict[bytes, float] = {}  # unigram
-        self._alone = _processor(self._proto, alone=True)
+        self._alone, self._usual = load(self._proto, alone=True), load(self._proto)
 
     def has(self, piece: bytes) -> bool:
         """Whether a piece with this text is there."""
@@ -61,10 +61,8 @@ class PieceListVocabulary:
         """Why `piece` could never be produced, or "": the base rewrites it, or drops its spaces."""
         if SPACE_MARK in piece:
             return "it holds U+2581, which SentencePiece reads as a space"
-        text = _processor(self._proto).Normalize(f"x{piece}x").replace(SPACE_MARK, " ").strip()
-        if text != f"x{piece}x":
-            return f"the base's normaliser rewrites it to {text[1:-1]!r}"
-        return ""
+        text = normalized(self._usual, piece)
+        return "" if text == piece else f"the base's normaliser rewrites it to {text!r}"
 
     def spell(self, piece: bytes) -> list[bytes]:
         """The pieces and uncovered characters, old and new, that this text is encoded as, by BPE."""
@@ -114,7 +112,7 @@ class PieceListVocabulary:
                 byte_of[id] = int(piece.piece[3:5], 16)
             elif piece.type == _Type.NORMAL and (script.piece.fullmatch(text) or text == " "):
                 symbol_of[id], pieces[id] = id, text.encode()
-        rows = _processor(proto).EncodeAsNumpy(list(lines), num_threads=-1)
+        rows = load(proto).EncodeAsNumpy(list(lines), num_threads=-1)
         ends = itertools.repeat(np.full(1, base, np.int32))  # an id that is no piece ends a line
         ids = np.concatenate([part for pair in zip(rows, ends, strict=False) for part in pair])
         flat = _read_bytes(ids, np.append(symbol_of, SEPARATOR), byte_of, base, script)
@@ -156,8 +154,8 @@ def _text(piece: str) -> bytes:
     return piece.replace(SPACE_MARK, " ").encode()
 
 
-def _processor(proto: Any, *, alone: bool = False) -> sentencepiece.SentencePieceProcessor:
-    """The library's object; `alone` takes a text as it is, and gives uncovered characters as text."""
+def load(proto: Any, *, alone: bool = False) -> sentencepiece.SentencePieceProcessor:
+    """The library's object; `alone`: it takes a text as it is, and gives uncovered characters as text."""
     if alone:
         proto = ModelProto.FromString(proto.SerializeToString())
         proto.trainer_spec.byte_fallback = False
@@ -170,6 +168,11 @@ def _processor(proto: Any, *, alone: bool = False) -> sentencepiece.SentencePiec
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(proto.SerializeToString())
     return processor
+
+
+def normalized(processor: sentencepiece.SentencePieceProcessor, piece: str) -> str:
+    """What the model's normaliser makes of a piece in the middle of a text."""
+    return processor.Normalize(f"x{piece}x").replace(SPACE_MARK, " ").strip()[1:-1]
 
 
 def _with_bytes(proto: Any) -> Any:
