@@ -74,9 +74,9 @@ def _unreachable_byte_level(
         except (KeyError, UnicodeDecodeError):
             text = ""
         alone = [token.id for token in model.tokenize(piece)] == [id]
-        if not alone and not (whole_words and text):
-            lost.append(id)
-        elif text and id not in built.encode(text, add_special_tokens=False).ids:
+        if (not alone and not (whole_words and text)) or (
+            text and id not in built.encode(text, add_special_tokens=False).ids
+        ):
             lost.append(id)
     return sorted(lost)
 
@@ -147,5 +147,10 @@ class Identity:
         before, after = self.base.encode_batch(lines), self.extended.encode_batch(lines)
         for line, old, new in zip(lines, before, after, strict=True):
             if not np.array_equal(old, new):
-                entry = {"place": place, "line": line, "base": old.tolist(), "extended": new.tolist()}
+                entry = {
+                    "place": place,
+                    "line": line,
+                    "base": old.tolist(),
+                    "extended": new.tolist(),
+                }
                 self.differences.append(entry)

@@ -101,7 +101,9 @@ def _check_kind(config: TokenizerTrainConfig) -> None:
     for name in _WITHOUT_EFFECT.get(config.kind, ()):
         value = vars(config)[name]
         if value != fields[name]:
-            raise ConfigError(f"{name}={value!r} has no effect with kind={config.kind!r}; leave it out")
+            raise ConfigError(
+                f"{name}={value!r} has no effect with kind={config.kind!r}; leave it out"
+            )
     if config.kind in _WITHOUT_EFFECT and config.normalization not in ("identity", "nfkc"):
         raise ConfigError(
             f"normalization={config.normalization!r} is SentencePiece's own; with "
