@@ -31,7 +31,7 @@ from llm_jax.tokenizer.audit import Identity, Tally
 from llm_jax.tokenizer.base import Tokenizer
 
 SHOWN = 10  # pieces in a list
-ALONE = "中华人民共和国"  # seven characters that every Chinese list has as one piece or a few
+HAN_CHARACTERS = 300_000  # of the input that `compare` measures Han text on
 
 
 def audit(argv: list[str]) -> None:
@@ -81,7 +81,7 @@ def audit(argv: list[str]) -> None:
         print(
             f"\nids as in the base: {same:,} of the {identity.lines:,} lines without a new piece's"
         )
-        print("script; every difference is listed by `tokenizer extend --keep`")
+        print("of a script that is no Latin; differences are listed by `tokenizer extend --keep`")
     _effect(sources, tallies, before, sizes, words.vocab_multiple)
 
 
@@ -98,11 +98,15 @@ def compare(argv: list[str]) -> None:
     loaded = [tokenizer.load(path) for path in words.tokenizers]
     names = _names(words.tokenizers)
     tallies: list[list[Tally]] = []
+    runs: list[str] = []
     for source in sources:
         row = [Tally(one) for one in loaded]
         for batch in batches(source, words.max_reject_fraction):
             for tally in row:
                 tally.add([d.text for d in batch], [d.id for d in batch])
+            if sum(map(len, runs)) < HAN_CHARACTERS:
+                han = scripts.SCRIPTS["han"].letter_run
+                runs += [run for document in batch for run in han.findall(document.text)]
         tallies.append(row)
 
     columns = list(zip(*tallies, strict=True))
@@ -132,7 +136,7 @@ def compare(argv: list[str]) -> None:
     print("\npieces by script")
     _vocabularies(names, loaded)
     print("\nwhat each does to Chinese")
-    _chinese(names, loaded)
+    _chinese(names, loaded, runs)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -174,27 +178,32 @@ def _vocabularies(names: Sequence[str], loaded: Sequence[Tokenizer]) -> None:
     _table(["", *kinds, "special or part of a character"], rows)
 
 
-def _chinese(names: Sequence[str], loaded: Sequence[Tokenizer]) -> None:
-    """Characters with a piece, pieces of several characters, and one word spelled.
+def _chinese(names: Sequence[str], loaded: Sequence[Tokenizer], runs: Sequence[str]) -> None:
+    """Characters with a piece, pieces of several characters, and what that makes of Han text.
 
     WordPiece behind BERT's splitter has no piece of two Han characters whatever its size, so it
     never gets above one character a token.
     """
     common = scripts.common_characters("gb2312-1")
-    holds = scripts.SCRIPTS["han"].any_character.search
     rows = []
     for name, one in zip(names, loaded, strict=True):
-        han = [text.strip() for text in _texts(one).values() if holds(text)]
-        several = sum(len(text) > 1 for text in han)
-        covered = sum(len(one.encode(f"a{c}")) - len(one.encode("a")) == 1 for c in common)
-        longest = max(han, key=len, default="")
-        ids = one.encode(ALONE)
-        unknown = "\ufffd" in one.decode(ids)
-        spelled = f"{len(ids)} tokens" + (", unknown" if unknown else "")
-        rows.append([name, f"{covered:,}", f"{several:,}", longest or "none", spelled])
-    _table(
-        ["", f"of {len(common):,} common characters", "pieces of several", "longest", ALONE], rows
-    )
+        found = (scripts.SCRIPTS["han"].letter_run.search(text) for text in _texts(one).values())
+        several = [match[0] for match in found if match and len(match[0]) > 1]
+        covered = sum(
+            len(ids := one.encode(f"a{c}")) == 1 + len(one.encode("a")) and c in one.decode(ids)
+            for c in common
+        )
+        tokens = sum(map(len, one.encode_batch(runs)))
+        rate = f"{sum(map(len, runs)) / tokens:.3f}" if runs else "-"
+        longest = max(several, key=len, default="none")
+        rows.append([name, f"{covered:,}", f"{len(several):,}", rate, longest])
+    heads = [
+        f"of {len(common):,} common characters",
+        "pieces of several",
+        "Han per token",
+        "longest",
+    ]
+    _table(["", *heads], rows)
 
 
 def _old_ids(base: Tokenizer, loaded: Tokenizer) -> None:

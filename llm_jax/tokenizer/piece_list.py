@@ -186,10 +186,12 @@ def _with_bytes(proto: Any) -> Any:
 
 
 def _write_out_added(proto: Any, added: Mapping[int, str]) -> None:
-    """Puts tokens that companion files add behind the model's own into the model, at their ids."""
+    """Puts tokens that companion files add behind the model's own into the model, at their ids.
+
+    They are never matched in text, nor is what fills the gaps between them.
+    """
     for id in range(len(proto.pieces), max(added, default=-1) + 1):
-        kind = _Type.CONTROL if id in added else _Type.UNUSED
-        proto.pieces.add(piece=added.get(id, f"<no_piece_{id}>"), score=0.0, type=kind)
+        proto.pieces.add(piece=added.get(id, f"<no_piece_{id}>"), score=0.0, type=_Type.CONTROL)
 
 
 def _read_bytes(

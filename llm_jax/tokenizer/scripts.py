@@ -56,6 +56,11 @@ class Script:
         return re.compile(f"[{_class(self.characters)}]")
 
     @functools.cached_property
+    def letter_run(self) -> re.Pattern[str]:
+        """Finds letters of the script that follow one another."""
+        return re.compile(f"[{_class(self.letters)}]+")
+
+    @functools.cached_property
     def piece(self) -> re.Pattern[str]:
         """Matches, as a whole, a text that may become a piece: letters alone or marks alone."""
         space = " ?" if self.spaced else ""
@@ -110,7 +115,7 @@ _KINDS = ("han", "japanese", *(name for name in SCRIPTS if name not in ("han", "
 def kind_of(text: str) -> str:
     """The script a piece counts under: one of `SCRIPTS`, latin, digits, space, other."""
     for name in _KINDS:
-        if SCRIPTS[name].any_character.search(text):
+        if SCRIPTS[name].letter_run.search(text):
             return "kana" if name == "japanese" else name
     if any(c.isalpha() and (c.isascii() or 0xC0 <= ord(c) <= 0x24F) for c in text):
         return "latin"

@@ -89,7 +89,10 @@ def test_an_existing_tokenizer_is_replaced_only_when_asked(corpus, tmp_path, cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kind", "bbpe"], "kind='bbpe' must be one of 'bpe', 'unigram', 'byte-bpe', 'wordpiece'; did you mean"),
+        (
+            ["--kind", "bbpe"],
+            "kind='bbpe' must be one of 'bpe', 'unigram', 'byte-bpe', 'wordpiece'; did you mean",
+        ),
         (["--vocab-sise", "9"], "did you mean '--vocab-size'?"),
         (["--vocab-size", "5000"], "vocab_size=5000 is more than this text can fill"),
         (["--seed", "x"], "--seed='x' must be a number"),
