@@ -58,7 +58,9 @@ def why_not(description: Mapping[str, Any]) -> str:
     if kind != "BPE":
         return f"its model is {kind}"
     if '"ByteLevel"' not in json.dumps([description.get("pre_tokenizer")]):
-        return "its BPE is not byte-level"
+        return (
+            "its BPE is not byte-level (give the tokenizer.model that lies beside it, if one does)"
+        )
     odd = ("continuing_subword_prefix", "end_of_word_suffix", "dropout")
     used = [name for name in odd if model.get(name)]
     if used:

@@ -40,7 +40,7 @@ class Made(NamedTuple):
 
 
 def gather(flat: np.ndarray) -> Runs:
-    """Unique runs of two or more symbols in `flat`, whose runs are divided by SEPARATOR.
+    """Unique runs in `flat`, which SEPARATOR divides. Single symbols stay: they may be uncovered.
 
     Runs keep the order of their first occurrence.
     """

@@ -18,7 +18,13 @@ from llm_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from tests.tokenizer.tiny_bases import BASES, CHINESE, ENGLISH, byte_level_base, prose
 
 NEW = 150
-LOSSLESS = [name for name in BASES if "no bytes" not in name and "dummy" not in name]
+UNHURRIED = [
+    HealthCheck.too_slow,
+    HealthCheck.filter_too_much,
+]  # bases are trained in the first example
+LOSSLESS = [
+    name for name in BASES if "no bytes" not in name and "dummy" not in name and name != "llama-2"
+]
 
 
 @functools.cache
@@ -93,7 +99,7 @@ def test_the_same_input_gives_the_same_bytes(name):
     assert dict(again.tokenizer.files) == dict(extended(name)[1].tokenizer.files)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=UNHURRIED)
 @given(
     text=st.text(
         st.one_of(
@@ -107,7 +113,7 @@ def test_any_text_comes_back(text):
         assert new.decode(new.encode(text)) == text
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=UNHURRIED)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_without_the_script_keeps_its_ids(text):
     text = scripts.SCRIPTS["han"].any_character.sub("x", text)
@@ -116,7 +122,7 @@ def test_any_text_without_the_script_keeps_its_ids(text):
         assert extension.tokenizer.encode(text) == base.encode(text)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=UNHURRIED)
 @given(
     texts=st.lists(st.text("一二三四五，。ab ", min_size=4, max_size=40), min_size=3, max_size=12),
     name=st.sampled_from(sorted(BASES)),
@@ -134,7 +140,7 @@ def test_new_pieces_from_any_text_can_be_produced(texts, name):
             assert extension.tokenizer.decode(ids) == text
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=UNHURRIED)
 @given(
     pieces=st.lists(
         st.text("机器学习模型中华人民", min_size=1, max_size=6),

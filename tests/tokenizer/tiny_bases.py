@@ -81,6 +81,7 @@ BASES = {
     "bpe, dummy prefix": lambda: sentencepiece_base(
         "bpe", add_dummy_prefix=True, remove_extra_whitespaces=True, normalization="nmt_nfkc"
     ),
+    "llama-2": lambda: sentencepiece_base("bpe", add_dummy_prefix=True),
     "bpe, no bytes": lambda: sentencepiece_base("bpe", byte_fallback=False),
     "bpe, added token": lambda: with_added_token(sentencepiece_base("bpe")),
     "unigram": lambda: sentencepiece_base("unigram"),
