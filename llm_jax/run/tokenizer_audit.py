@@ -81,7 +81,9 @@ def audit(argv: list[str]) -> None:
         print(
             f"\nids as in the base: {same:,} of the {identity.lines:,} lines without a new piece's"
         )
-        print("of a script that is no Latin; differences are listed by `tokenizer extend --keep`")
+        print(
+            "of another script than Latin; `tokenizer extend --keep` lists every line that differs"
+        )
     _effect(sources, tallies, before, sizes, words.vocab_multiple)
 
 

@@ -93,11 +93,6 @@ def train_wordpiece(
     parts = list(parts)
     specials = [*WORDPIECE_SPECIALS, *special_tokens]
     kept = _covering(parts, character_coverage)
-    if vocab_size < len(specials) + len(kept):
-        raise ConfigError(
-            f"vocab_size={vocab_size} is too small for the characters of this text; it needs more "
-            f"than {len(specials) + len(kept)}: raise vocab_size or lower character_coverage"
-        )
     built = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
     bert = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=False
@@ -106,15 +101,34 @@ def train_wordpiece(
     built.normalizer = normalizers.Sequence([first, bert]) if first else bert
     built.pre_tokenizer = _splitter(pre_tokenizers.BertPreTokenizer(), split_digits)
     built.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=specials,
-        limit_alphabet=len(kept),
-        initial_alphabet=kept,
-        continuing_subword_prefix="##",
-        show_progress=False,
-    )
-    built.train_from_iterator(parts, trainer)
+
+    def learn(size: int, first_ids: list[str]) -> None:
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=size,
+            special_tokens=first_ids,
+            limit_alphabet=len(kept),
+            initial_alphabet=kept,
+            continuing_subword_prefix="##",
+            show_progress=False,
+        )
+        built.train_from_iterator(parts, trainer)
+
+    # The trainer numbers continuing characters in the order of a hash table with a random seed, and
+    # breaks ties by these numbers. A first pass that learns nothing gives the characters; they are
+    # then numbered like special tokens, in their order.
+    learn(1, specials)
+    continuing = sorted(piece for piece in built.get_vocab() if re.fullmatch("##.", piece))
+    least = built.get_vocab_size()
+    if vocab_size < least:
+        raise ConfigError(
+            f"vocab_size={vocab_size} is too small for the characters of this text; it needs at least "
+            f"{least}: raise vocab_size or lower character_coverage"
+        )
+    built.model = models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100)
+    learn(vocab_size, [*specials, *continuing])
+    description = json.loads(built.to_str())
+    added = [token for token in description["added_tokens"] if token["content"] in specials]
+    built = tokenizers.Tokenizer.from_str(json.dumps({**description, "added_tokens": added}))
     return _finished(built, vocab_size, bos="[CLS]", eos="[SEP]", pad="[PAD]", unk="[UNK]")
 
 

@@ -122,7 +122,7 @@ def test_mistakes_are_one_line_and_write_nothing(words, message, place, capsys, 
 
 
 def test_a_wordpiece_base_is_not_extendable(place, capsys):
-    words = ("--kind", "wordpiece", "--vocab-size", 85, "--character-coverage", 1.0)
+    words = ("--kind", "wordpiece", "--vocab-size", 88, "--character-coverage", 1.0)
     assert run("train", "--input", place / "zh.jsonl", "--output", place / "wp", *words) == 0
     capsys.readouterr()
     common = ("--common-characters", "gb2312-1", "--output", place / "out")
@@ -163,7 +163,7 @@ def test_audit_shows_gain_round_trip_and_what_a_model_makes_of_it(place, capsys)
 def test_compare_prints_what_each_kind_does_to_chinese(place, capsys):
     kinds = {"wp": "wordpiece", "bb": "byte-bpe"}
     for name, kind in kinds.items():
-        sizes = ("--vocab-size", 420 if kind == "byte-bpe" else 85)
+        sizes = ("--vocab-size", 420 if kind == "byte-bpe" else 88)
         words = ("--input", place / "zh.jsonl", "--kind", kind, *sizes)
         assert run("train", *words, "--output", place / name) == 0
     capsys.readouterr()
