@@ -78,9 +78,7 @@ def audit(argv: list[str]) -> None:
     _rates(sources, tallies, before)
     if identity:
         same = identity.lines - len(identity.differences)
-        print(
-            f"\nids as in the base: {same:,} of the {identity.lines:,} lines without a new piece's"
-        )
+        print(f"\nids as in the base: {same:,} of the {identity.lines:,} lines without a character")
         print(
             "of another script than Latin; `tokenizer extend --keep` lists every line that differs"
         )
