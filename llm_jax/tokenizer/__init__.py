@@ -5,7 +5,12 @@
     specials        which ids are special; text never becomes one
     sentencepiece   `tokenizer.model`
     huggingface     `tokenizer.json`
-    train           a SentencePiece vocabulary from text
+    train           a vocabulary from text: SentencePiece BPE and unigram
+    train_huggingface   the same: byte-level BPE, WordPiece
+    extend          a second language behind a base, whose ids stay; merges learns the pieces, given
+                    reads a list of them, byte_level, piece_list and unigram are the kinds of base
+    scripts         which characters, and which bytes, belong to a script
+    audit           what a vocabulary does to text: unreachable pieces, rates, round trips, identity
 
     tokenizer = load("runs/demo/tokenizer")
     ids = [tokenizer.bos_id, *tokenizer.encode("你好, world"), tokenizer.eos_id]

@@ -46,7 +46,9 @@ def read(path: Path) -> dict[str, bytes]:
     companions = [model.parent / companion for companion in COMPANIONS]
     if model in companions:
         raise DataError(f"{model}: holds settings only; give the folder, or its {HUGGING_FACE}")
-    return {name: _read(model)} | {file.name: _read(file) for file in companions if file.is_file()}
+    return {name: read_bytes(model)} | {
+        file.name: read_bytes(file) for file in companions if file.is_file()
+    }
 
 
 def _choose(folder: Path) -> Path:
@@ -65,7 +67,8 @@ def _choose(folder: Path) -> Path:
     return others[0]
 
 
-def _read(file: Path) -> bytes:
+def read_bytes(file: Path) -> bytes:
+    """The content of one file. Raises DataError: unreadable, empty, or larger than `MAX_BYTES`."""
     try:
         with open(file, "rb") as stream:
             content = stream.read(MAX_BYTES + 1)
@@ -80,17 +83,22 @@ def _read(file: Path) -> bytes:
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
     """The JSON object in a tokenizer's file. Raises DataError naming `where` and the line."""
+    data = parse_json_value(content, where)
+    if not isinstance(data, dict):
+        raise DataError(f"{where}: must hold a JSON object, not a {type(data).__name__}")
+    return data
+
+
+def parse_json_value(content: bytes, where: str) -> Any:
+    """Any JSON value. Raises DataError naming `where` and the line."""
     try:
-        data = json.loads(content.decode("utf-8-sig"))
+        return json.loads(content.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{where}:{error.lineno}: not valid JSON: {error.msg}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not valid UTF-8 at byte {error.start}") from None
     except RecursionError:
         raise DataError(f"{where}: JSON nested too deeply for a tokenizer file") from None
-    if not isinstance(data, dict):
-        raise DataError(f"{where}: must hold a JSON object, not a {type(data).__name__}")
-    return data
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:

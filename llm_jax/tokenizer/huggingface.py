@@ -51,6 +51,7 @@ class HuggingFaceTokenizer:
         self._pieces = {id: piece for piece, id in self._tokenizer.get_vocab().items()}
         if not self._pieces:
             raise DataError(f"{where}: a tokenizer.json without pieces")
+        self._size = max(self._pieces) + 1
         # "ByteLevel(...)" and so on, with those nested in a sequence: what decides how pieces spell bytes
         self._decoder_text = json.dumps(description.get("decoder"))
         self.kind = f"Hugging Face {description['model'].get('type', 'model')}"
@@ -88,7 +89,7 @@ class HuggingFaceTokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids, added tokens included; ids without a piece count too."""
-        return max(self._pieces) + 1
+        return self._size
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Training a SentencePiece model on text, in memory.
+"""Training a tokenizer on text, in memory: SentencePiece here, the others in `train_huggingface`.
 
 1. Cut documents into lines, and lines into pieces that the trainer does not skip.
 2. Keep a seeded sample of them when there are more bytes than `max_bytes`.
@@ -9,6 +9,7 @@ Chinese punctuation, its dummy prefix and space removal break round trips, and i
 above 4,192 bytes (some 1,400 Han characters) and lines that hold U+2585.
 """
 
+import dataclasses
 import heapq
 import io
 import logging
@@ -22,7 +23,8 @@ import sentencepiece
 
 from llm_jax.errors import ConfigError, DataError
 from llm_jax.tokenizer import files as tokenizer_files
-from llm_jax.tokenizer.base import replace_surrogates
+from llm_jax.tokenizer import train_huggingface
+from llm_jax.tokenizer.base import Tokenizer, replace_surrogates
 from llm_jax.tokenizer.sentencepiece import SPACE_MARK, ModelProto, SentencePieceTokenizer
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ _BREAKS = re.compile(f"[\n{SPACE_MARK}\u2585]")
 class TokenizerTrainConfig:
     """What kind of vocabulary to learn, and from how much text."""
 
-    kind: Literal["bpe", "unigram"] = "bpe"  # unigram trains some 20 times longer
+    # SentencePiece BPE and unigram (which trains some 20 times longer), byte-level BPE, BERT's WordPiece
+    kind: Literal["bpe", "unigram", "byte-bpe", "wordpiece"] = "bpe"
     vocab_size: int = 32_000  # ids in all: special, newline, 256 bytes, characters, learned pieces
     character_coverage: float = (
         0.9995  # share of the text's characters that get a piece of their own
@@ -74,18 +77,41 @@ class TokenizerTrainConfig:
             )
         if not 1 <= self.threads <= 128:
             raise ConfigError(f"threads={self.threads} must be between 1 and 128")
-        taken = {UNKNOWN, BOS, EOS, PAD}
+        _check_kind(self)
+        taken = {UNKNOWN, BOS, EOS, PAD, *train_huggingface.reserved(self.kind)}
         for piece in self.special_tokens:
             # one character could be typed, and SentencePiece would then give the control id for it
             if len(piece) < 2 or re.search(rf"\s|{SPACE_MARK}|^<0x..>$", piece) or piece in taken:
                 raise ConfigError(
                     f"special_tokens: {piece!r} must be two or more characters without space, not a "
-                    f"byte piece, and given once (<unk>, <s>, </s>, <pad> are there already)"
+                    f"byte piece, and given once (there already: {', '.join(sorted(taken))})"
                 )
             taken.add(piece)
 
 
-def train(config: TokenizerTrainConfig, texts: Iterable[str]) -> SentencePieceTokenizer:
+# settings that the other trainers have no way to honour, refused when they are changed
+_WITHOUT_EFFECT = {
+    "byte-bpe": ("character_coverage", "byte_fallback", "remove_extra_whitespaces", "threads"),
+    "wordpiece": ("byte_fallback", "add_dummy_prefix", "remove_extra_whitespaces", "threads"),
+}
+
+
+def _check_kind(config: TokenizerTrainConfig) -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in _WITHOUT_EFFECT.get(config.kind, ()):
+        value = vars(config)[name]
+        if value != fields[name]:
+            raise ConfigError(
+                f"{name}={value!r} has no effect with kind={config.kind!r}; leave it out"
+            )
+    if config.kind in _WITHOUT_EFFECT and config.normalization not in ("identity", "nfkc"):
+        raise ConfigError(
+            f"normalization={config.normalization!r} is SentencePiece's own; with "
+            f"kind={config.kind!r} it must be identity or nfkc"
+        )
+
+
+def train(config: TokenizerTrainConfig, texts: Iterable[str]) -> Tokenizer:
     """Learns a vocabulary from `texts`, read once. The same input gives the same fingerprint.
 
     Raises:
@@ -93,7 +119,8 @@ def train(config: TokenizerTrainConfig, texts: Iterable[str]) -> SentencePieceTo
       ConfigError: the text has too few different pieces, or too many different characters, for
         `vocab_size`; the message says the size that is possible.
     """
-    lines = sample(_lines(texts), config.max_bytes, config.seed)
+    own = config.kind in ("bpe", "unigram")
+    lines = sample((_lines if own else _chunks)(texts), config.max_bytes, config.seed)
     if not any(line.strip() for line in lines):
         raise DataError("no text to train a tokenizer on: every document is empty or blank")
     log.info(
@@ -102,6 +129,28 @@ def train(config: TokenizerTrainConfig, texts: Iterable[str]) -> SentencePieceTo
         config.vocab_size,
         sum(len(line.encode()) for line in lines) / 1e6,
     )
+    if config.kind == "byte-bpe":
+        return train_huggingface.train_byte_bpe(
+            lines,
+            vocab_size=config.vocab_size,
+            normalization=config.normalization,
+            add_dummy_prefix=config.add_dummy_prefix,
+            split_digits=config.split_digits,
+            special_tokens=config.special_tokens,
+        )
+    if config.kind == "wordpiece":
+        return train_huggingface.train_wordpiece(
+            lines,
+            vocab_size=config.vocab_size,
+            character_coverage=config.character_coverage,
+            normalization=config.normalization,
+            split_digits=config.split_digits,
+            special_tokens=config.special_tokens,
+        )
+    return _train_sentencepiece(config, lines)
+
+
+def _train_sentencepiece(config: TokenizerTrainConfig, lines: list[str]) -> SentencePieceTokenizer:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
@@ -115,6 +164,11 @@ def train(config: TokenizerTrainConfig, texts: Iterable[str]) -> SentencePieceTo
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         yield from split_lines(replace_surrogates(text))
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        yield from train_huggingface.chunks(replace_surrogates(text))
 
 
 def split_lines(text: str) -> Iterator[str]:

@@ -24,7 +24,8 @@ def run(*words) -> int:
 
 
 def train(corpus, folder, *words) -> int:
-    sizes = ("--vocab-size", 420, "--character-coverage", 1.0)
+    coverage = () if "byte-bpe" in words else ("--character-coverage", 1.0)
+    sizes = ("--vocab-size", 420, *coverage)
     return run(
         "train", "--input", corpus, "--text-field", "body", "--output", folder, *sizes, *words
     )
@@ -89,7 +90,10 @@ def test_an_existing_tokenizer_is_replaced_only_when_asked(corpus, tmp_path, cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--kind", "bbpe"], "kind='bbpe' must be one of 'bpe', 'unigram'; did you mean 'bpe'?"),
+        (
+            ["--kind", "bbpe"],
+            "kind='bbpe' must be one of 'bpe', 'unigram', 'byte-bpe', 'wordpiece'; did you mean",
+        ),
         (["--vocab-sise", "9"], "did you mean '--vocab-size'?"),
         (["--vocab-size", "5000"], "vocab_size=5000 is more than this text can fill"),
         (["--seed", "x"], "--seed='x' must be a number"),
@@ -121,3 +125,17 @@ def test_inputs_may_be_given_together_or_one_by_one(corpus, tmp_path):
     assert train(corpus, tmp_path / "t", "--input", f"again={corpus}") == 0
     record = json.loads((tmp_path / "t" / "training.json").read_text())
     assert [entry["source"]["name"] for entry in record["sources"]] == ["corpus", "again"]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("byte-bpe", 420), ("wordpiece", 290)])
+def test_other_kinds_are_trained_and_described(kind, size, corpus, tmp_path, capsys):
+    assert train(corpus, tmp_path / "t", "--kind", kind, "--vocab-size", size) == 0
+    names = ["tokenizer.json", "tokenizer_config.json", "training.json"]
+    assert sorted(file.name for file in (tmp_path / "t").iterdir()) == names
+    loaded = tokenizer.load(tmp_path / "t")
+    assert loaded.vocab_size == size
+    assert f"kind          {loaded.kind}" in capsys.readouterr().out
+    assert train(corpus, tmp_path / "t", "--overwrite") == 2  # another kind is never replaced
+    again = ("--kind", kind, "--vocab-size", size, "--overwrite")
+    assert train(corpus, tmp_path / "t", *again) == 0
+    assert tokenizer.load(tmp_path / "t").fingerprint == loaded.fingerprint
