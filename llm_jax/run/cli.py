@@ -24,7 +24,7 @@ STOPPED = 130
 # verb -> (module in llm_jax.run, what it does); modules load only when called, so `--help` is instant
 VERBS = {
     "demo": "raw text to a trained, measured, generating model in minutes, offline",
-    "tokenizer": "train a tokenizer, or look at one",
+    "tokenizer": "train, extend, audit or compare tokenizers",
     "data": "turn text into token shards",
     "pretrain": "train a model from a config",
     "eval": "perplexity, bits per byte and bits per character of a model",
