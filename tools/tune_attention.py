@@ -28,7 +28,7 @@ MIB = 2**20
 VMEM = {"v4": 16 * MIB, "v5e": 100 * MIB, "v5p": 56 * MIB, "v6e": 100 * MIB, "7x": 56 * MIB}
 QUERIES, KEYS, CHUNK, SLICE, PARTS = (512, 1024, 2048), (1024, 2048, 4096), 512, 128, (512, 1024)
 BACKWARD = ((512, 512), (1024, 512), (1024, 1024), (2048, 1024), (2048, 2048))
-BACKWARD_SLICE, BACKWARD_PARTS = 512, (512, 1024)
+BACKWARD_SLICES, BACKWARD_PARTS = (512, 256), (512, 1024)
 DOCUMENTS = 8  # packed into a row, beside a row of one document
 
 
@@ -97,6 +97,18 @@ def count(chip: str, backward: bool, blocks: Blocks, H: int, causal: bool, dtype
         return float("inf")
 
 
+def all_features_fit(chip: str, blocks: Blocks, H: int, dtype: Any) -> bool:
+    """Whether backward still fits with every feature: on v4 masks make it spill 12 of 16 MiB."""
+    everything = {"segments": True, "alibi": True, "window": 1000, "soft_cap": 30.0}
+    try:
+        ours(chip, True, blocks, H=H, dtype=dtype, **everything)
+    except Exception as error:
+        if "vmem" not in str(error).lower():
+            raise
+        return False
+    return True
+
+
 def tune_forward(chip: str, H: int, dtype: Any) -> dict[int, tuple[float, Blocks, dict]]:
     """Per length the cheapest tiles, their cycles per pair, and what their branches cost."""
     best: dict[int, tuple[float, Blocks, dict]] = {}
@@ -122,18 +134,18 @@ def tune_forward(chip: str, H: int, dtype: Any) -> dict[int, tuple[float, Blocks
 def tune_backward(chip: str, H: int, dtype: Any) -> dict[int, tuple[float, Blocks, dict]]:
     """Per length the cheapest tiles, their cycles per pair, and what their branches cost."""
     best: dict[int, tuple[float, Blocks, dict]] = {}
-    for query, key in BACKWARD:
+    for (query, key), piece in itertools.product(BACKWARD, BACKWARD_SLICES):
         front = (512, 512, 512, 512, 128)
-        blocks = Blocks(*front, query, query, key, BACKWARD_SLICE)
+        blocks = Blocks(*front, query, query, key, piece)
         full = count(chip, True, blocks, H, False, dtype)
-        if full == float("inf"):
+        if full == float("inf") or not all_features_fit(chip, blocks, H, dtype):
             continue
         for part in (part for part in BACKWARD_PARTS if part <= query):
             blocks = blocks._replace(backward_part=part)
             masked = count(chip, True, blocks, H, True, dtype) - full
-            pieces = (query // part) * (key // BACKWARD_SLICE)
+            pieces = (query // part) * (key // piece)
             costs = {"full": full, "part": masked / pieces, "base": 0.0}
-            print(f"{chip} H={H} backward {query}/{part} x {key} {costs}", flush=True)
+            print(f"{chip} H={H} backward {query}/{part} x {key}/{piece} {costs}", flush=True)
             for T in LENGTHS:
                 if max(query, key) <= T:
                     cycles = per_pair(backward_cycles, T, blocks, costs)
