@@ -10,7 +10,7 @@ from llm_jax.errors import ConfigError
 class RopeScaling:
     """How rotary frequencies are stretched to a longer context than the model was trained on."""
 
-    kind: Literal["none", "linear", "llama3", "yarn"] = "none"
+    kind: Literal["none", "linear", "dynamic", "llama3", "yarn", "longrope"] = "none"
     factor: float = 1.0  # context length over original_max_seq_len
     original_max_seq_len: int = 0  # context of the unscaled model; 0 only with kind none or linear
     low_frequency_factor: float = (
@@ -19,6 +19,11 @@ class RopeScaling:
     high_frequency_factor: float = 4.0  # llama3: wavelengths below original / this are kept
     beta_fast: float = 32.0  # yarn: turns in the original context above which a frequency is kept
     beta_slow: float = 1.0  # yarn: turns below which it is fully stretched
+    truncate: bool = True  # yarn: the blend starts and ends at whole dimensions
+    attention_factor: float = 0.0  # yarn, longrope: on rotated q and k; 0: by the kind's own rule
+    # longrope: divisor of each pair's frequency, in documents up to original_max_seq_len and longer
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.factor < 1:
@@ -32,11 +37,50 @@ class RopeScaling:
             raise ConfigError(
                 f"model.rope_scaling.beta_fast={self.beta_fast} must be above beta_slow={self.beta_slow}"
             )
-        if self.kind in ("llama3", "yarn") and self.original_max_seq_len < 1:
+        if self.attention_factor < 0:
+            raise ConfigError(
+                f"model.rope_scaling.attention_factor={self.attention_factor} must be 0 (off) or above"
+            )
+        for name in ("short_factors", "long_factors"):
+            if any(factor <= 0 for factor in getattr(self, name)):
+                raise ConfigError(f"model.rope_scaling.{name} must all be above 0")
+        if self.kind not in ("none", "linear") and self.original_max_seq_len < 1:
             raise ConfigError(
                 f"model.rope_scaling.original_max_seq_len must be set for kind={self.kind!r}: "
                 "the context length of the unscaled model"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Alibi:
+    """Slopes of the bias on attention scores that grows with distance (2108.12409)."""
+
+    # of head counts that are no power of two: from the power below and then every second one of the
+    # power above (BLOOM), or every second one of the power above and then the rest (MPT)
+    rule: Literal["bloom", "mpt"] = "bloom"
+    max: float = 8.0  # the flattest slope is 2^-max, for a power of two
+    scaled: bool = False  # the bias is added before the scores are scaled (Falcon)
+
+    def __post_init__(self) -> None:
+        if self.max <= 0:
+            raise ConfigError(f"model.alibi.max={self.max} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Local:
+    """Layers whose tokens see a window only. Layer i (from 0) is one if window is set, i >= first,
+    and i + 1 is no multiple of full_every.
+    """
+
+    window: int = 0  # positions in sight, the token's own included; 0: no layer is local
+    first: int = 0  # Qwen2: layers below see all
+    full_every: int = 0  # Gemma 2: 2, Gemma 3: 6; 0: never
+    rope_theta: float = 0.0  # of local layers, which are then not stretched (Gemma 3); 0: as others
+
+    def __post_init__(self) -> None:
+        for name in ("window", "first", "full_every", "rope_theta"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"model.local.{name}={getattr(self, name)} must not be negative")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,14 +96,34 @@ class ModelConfig:
     mlp_dim: int  # F
     max_seq_len: int  # context the model is meant for; a hard limit only for learned positions
 
-    norm: Literal["rms", "layer", "layer_no_bias"] = "rms"
+    norm: Literal["rms", "rms_plus_one", "layer", "layer_no_bias"] = "rms"  # plus one: x (1 + w)
     norm_eps: float = 1e-5
-    residual: Literal["sequential", "parallel_one_norm", "parallel_two_norms"] = "sequential"
+    # of a sub-layer's input, its output (OLMo-2) or both (Gemma 2, four norms a layer)
+    norm_placement: Literal["input", "output", "both"] = "input"
+    # from_norm: what is carried past a sub-layer is its normed input (a flag of BLOOM)
+    residual: Literal["sequential", "from_norm", "parallel_one_norm", "parallel_two_norms"] = (
+        "sequential"
+    )
+    residual_multiplier: float = 1.0  # on what each sub-layer adds (Granite)
+    embedding_norm: bool = False  # BLOOM
+    embedding_multiplier: float = 1.0  # Gemma: sqrt(D)
     mlp: Literal["gated", "plain"] = "gated"
     activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared"] = "silu"
     attention_bias: Literal["none", "qkv", "qkvo"] = "none"
     mlp_bias: bool = False
     tied_embeddings: bool = False  # the output head is the embedding, transposed
+    head_bias: bool = False
+    logit_multiplier: float = 1.0  # Cohere; of the hidden states, so before the soft-cap
+    logit_soft_cap: float = 0.0  # logits become cap * tanh(logit / cap); 0: not (Gemma 2: 30)
+
+    # of q and k before rotation, of the kind of `norm`: over each head with one scale for all (Qwen3,
+    # Gemma 3, Phi), over each head with a scale of its own and no bias (StableLM, Cohere), or over all
+    # heads together (OLMo-2)
+    qk_norm: Literal["none", "head", "each_head", "whole"] = "none"
+    qkv_clip: float = 0.0  # q, k and v are clipped to +- this (MPT); 0: not
+    attention_scale: float = 0.0  # on q.k; 0: head_dim**-0.5
+    attention_soft_cap: float = 0.0  # scores become cap * tanh(score / cap); 0: not (Gemma 2: 50)
+    local: Local = Local()
 
     position: Literal["rope", "alibi", "learned", "none"] = "rope"
     rope_theta: float = 10_000.0
@@ -68,6 +132,7 @@ class ModelConfig:
         "half"  # dim i turns with i + H/2, or with its neighbour
     )
     rope_scaling: RopeScaling = RopeScaling()
+    alibi: Alibi = Alibi()
 
     # of activations and matrix products; float32 products use the device's default precision, which on
     # TPUs and newer GPUs is below float32 (jax_default_matmul_precision raises it)
@@ -106,9 +171,55 @@ class ModelConfig:
                 f"model.rope_fraction={self.rope_fraction} of model.head_dim={self.head_dim} rotates "
                 f"{self.rotary_dim} dimensions; the number must be even and above 0"
             )
-        for name in ("norm_eps", "rope_theta"):
+        self._check_switches()
+
+    def _check_switches(self) -> None:
+        for name in (
+            "norm_eps", "rope_theta", "residual_multiplier", "embedding_multiplier", "logit_multiplier",
+        ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ConfigError(f"model.{name}={getattr(self, name)} must be above 0")
+        for name in ("logit_soft_cap", "qkv_clip", "attention_scale", "attention_soft_cap"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"model.{name}={getattr(self, name)} must be 0 (off) or above")
+        if self.norm_placement != "input" and self.residual != "sequential":
+            raise ConfigError(
+                f"model.norm_placement={self.norm_placement!r} needs model.residual='sequential', "
+                f"not {self.residual!r}"
+            )
+        if self.local.rope_theta and self.position != "rope":
+            raise ConfigError(
+                f"model.local.rope_theta={self.local.rope_theta} needs model.position='rope'"
+            )
+        scaling = self.rope_scaling
+        if scaling.kind == "longrope" and self.position == "rope":
+            for name in ("short_factors", "long_factors"):
+                count = len(getattr(scaling, name))
+                if count != self.rotary_dim // 2:
+                    raise ConfigError(
+                        f"model.rope_scaling.{name} has {count} numbers; longrope needs one for each "
+                        f"of the {self.rotary_dim // 2} rotated pairs"
+                    )
+        if scaling.kind == "dynamic" and self.position == "rope" and self.rotary_dim < 4:
+            raise ConfigError(
+                f"model.rope_scaling.kind='dynamic' needs 4 rotated dimensions, not {self.rotary_dim}"
+            )
+
+    @property
+    def score_scale(self) -> float:
+        """Factor on q.k."""
+        return self.attention_scale or self.head_dim**-0.5
+
+    @property
+    def local_layers(self) -> tuple[bool, ...]:
+        """Of every layer: whether it sees a window only."""
+        local = self.local
+        return tuple(
+            bool(local.window)
+            and layer >= local.first
+            and not (local.full_every and (layer + 1) % local.full_every == 0)
+            for layer in range(self.num_layers)
+        )
 
     @property
     def rotary_dim(self) -> int:
