@@ -1,0 +1,118 @@
+"""Host arrays into, and against, parts of device arrays, a bounded piece at a time.
+
+A tensor from a file is a view with its axes in another order than ours. The piece goes to the device as
+it lies in memory and is turned there: numpy's strided copy runs at 0.3 GB/s, XLA's transpose at 2.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PIECE_BYTES = 64 << 20
+
+Index = tuple[slice, ...]
+
+
+class Piece(NamedTuple):
+    """Part of a host array that belongs into one shard."""
+
+    values: np.ndarray  # contiguous, axes as they lie in memory
+    order: tuple[int, ...]  # axes of `values` as axes of the shard, after the leading ones
+    starts: tuple[int, ...]  # where it begins in the shard, one number an axis
+
+
+def pieces(
+    value: np.ndarray, lead: tuple[int, ...], shard: Index, shape: tuple[int, ...]
+) -> Iterator[Piece]:
+    """What a shard needs of `value`, which is `array[lead]` of an array of this shape."""
+    ranges = [s.indices(size)[:2] for s, size in zip(shard, shape, strict=True)]
+    first = [at - low for at, (low, _) in zip(lead, ranges, strict=False)]
+    held = all(low <= at < high for at, (low, high) in zip(lead, ranges, strict=False))
+    inner = ranges[len(lead) :]
+    part = value[tuple(slice(low, high) for low, high in inner)]
+    if not held or not part.size:
+        return
+    order = tuple(sorted(range(part.ndim), key=lambda axis: -part.strides[axis]))
+    lying = part.transpose(order)
+    rows = len(lying) if lying.ndim else 1
+    step = max(1, PIECE_BYTES * rows // max(lying.nbytes, 1))
+    for low in range(0, rows, step):
+        starts = [0] * part.ndim
+        if lying.ndim:
+            starts[order[0]] = low
+        cut = lying[low : low + step] if lying.ndim else lying
+        yield Piece(np.ascontiguousarray(cut), order, (*first, *starts))
+
+
+class Filled:
+    """An array being filled, one buffer per device of this process; updates reuse the buffer."""
+
+    def __init__(self, leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding):
+        """Starts from zeros; every element is expected to be put."""
+        self._leaf, self._sharding = leaf, sharding
+        self._shards = sharding.addressable_devices_indices_map(leaf.shape)
+        local = sharding.shard_shape(leaf.shape)
+        self._buffers = {
+            device: jnp.zeros(local, leaf.dtype, device=jax.sharding.SingleDeviceSharding(device))
+            for device in self._shards
+        }
+
+    def put(self, lead: tuple[int, ...], value: np.ndarray) -> None:
+        """Sets `array[lead]`, converted to the array's dtype."""
+        for device, index in self._shards.items():
+            for piece in pieces(value, lead, index or (), self._leaf.shape):
+                values = jax.device_put(piece.values, device)
+                self._buffers[device] = _fill(
+                    self._buffers[device], values, piece.starts, piece.order
+                )
+
+    def wait(self) -> None:
+        """Until the host arrays that were put are no longer needed."""
+        jax.block_until_ready(list(self._buffers.values()))
+
+    def array(self) -> jax.Array:
+        """The whole; nothing can be put afterwards."""
+        parts, self._buffers = list(self._buffers.values()), {}
+        return jax.make_array_from_single_device_arrays(self._leaf.shape, self._sharding, parts)
+
+
+def same(array: jax.Array, lead: tuple[int, ...], value: np.ndarray, dtype: Any) -> bool:
+    """Whether `array[lead]` begins with the bits of `value`, both converted to `dtype`.
+
+    Begins: a padded vocabulary has rows that a file lacks. Of several processes, each compares its part.
+    """
+    for shard in array.addressable_shards:
+        for piece in pieces(value, lead, shard.index, array.shape):
+            values = jax.device_put(piece.values, shard.device)
+            if not _equal(shard.data, values, piece.starts, piece.order, np.dtype(dtype)):
+                return False
+    return True
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _fill(
+    buffer: jax.Array, values: jax.Array, starts: tuple[Any, ...], order: tuple[int, ...]
+) -> jax.Array:
+    turned = jnp.transpose(values, np.argsort(order)).astype(buffer.dtype)
+    leading = (1,) * (buffer.ndim - turned.ndim)
+    return jax.lax.dynamic_update_slice(buffer, turned.reshape(*leading, *turned.shape), starts)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _equal(
+    buffer: jax.Array,
+    values: jax.Array,
+    starts: tuple[Any, ...],
+    order: tuple[int, ...],
+    dtype: np.dtype,
+) -> jax.Array:
+    turned = jnp.transpose(values, np.argsort(order))
+    leading = (1,) * (buffer.ndim - turned.ndim)
+    ours = jax.lax.dynamic_slice(buffer, starts, (*leading, *turned.shape)).reshape(turned.shape)
+    word = {2: jnp.uint16, 4: jnp.uint32}[dtype.itemsize]
+    bits = [jax.lax.bitcast_convert_type(x.astype(dtype), word) for x in (ours, turned)]
+    return jnp.array_equal(*bits)
