@@ -135,12 +135,16 @@ def _set_spaces(built: tokenizers.Tokenizer, proto: Any) -> None:
         decoders.ByteFallback(),
         decoders.Fuse(),
     ]
-    if spec.add_dummy_prefix:
-        # Metaspace adds none to a text that begins with one
+    if spec.add_dummy_prefix and spec.remove_extra_whitespaces:
+        # a Metaspace would add none to a text whose first characters were removed
+        steps.append(normalizers.Prepend(SPACE_MARK))
+    elif spec.add_dummy_prefix:
+        # nor to a text that begins with one
         steps.append(normalizers.Replace(Regex(rf"\A{SPACE_MARK}"), SPACE_MARK * 2))
         built.pre_tokenizer = pre_tokenizers.Metaspace(
             replacement=SPACE_MARK, prepend_scheme="first", split=False
         )
+    if spec.add_dummy_prefix:
         back.append(decoders.Strip(" ", 1, 0))
     built.normalizer = normalizers.Sequence(steps)
     built.decoder = decoders.Sequence(back)
@@ -151,13 +155,17 @@ def _add_tokens(built: tokenizers.Tokenizer, proto: Any, special: frozenset[int]
     inside = "".join(
         piece.piece + " " for piece in proto.pieces if piece.type == PieceType.NORMAL
     )
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    rewritten = normalizers.Precompiled(charsmap).normalize_str if charsmap else str
     for id, piece in enumerate(proto.pieces):
         if piece.type in (PieceType.CONTROL, PieceType.UNKNOWN) or id in special:
             built.add_special_tokens([AddedToken(piece.piece, normalized=False, special=True)])
         elif piece.type == PieceType.USER_DEFINED and (
-            len(piece.piece) > 1 or piece.piece in inside
+            len(piece.piece) > 1 or piece.piece in inside or rewritten(piece.piece) != piece.piece
         ):
-            built.add_tokens([AddedToken(piece.piece, normalized=False)])
+            # one that holds spaces can be found only after they were turned into marks
+            marked = SPACE_MARK in piece.piece
+            built.add_tokens([AddedToken(piece.piece, normalized=marked)])
 
 
 def _add_declared(
