@@ -11,15 +11,15 @@ parameters are, and when its condition holds.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from llm_jax.checkpoint.name_table import IGNORED, PREFIX, ROWS, Row
 from llm_jax.errors import ConfigError
 from llm_jax.model import ModelConfig, abstract_params
-from llm_jax.model.families import FAMILIES
 
 Shape = tuple[int, ...]
 
@@ -40,15 +40,6 @@ class Tensor(NamedTuple):
     slots: tuple[Slot, ...]
     split: Callable[[np.ndarray], tuple[np.ndarray, ...]]  # one array per slot, views of it
     join: Callable[..., np.ndarray]  # its inverse: one array per slot in, bit for bit theirs out
-
-
-class Row(NamedTuple):
-    """A row of the table; `{i}` in the name counts layers, `{h}` heads."""
-
-    name: str
-    paths: tuple[str, ...]
-    pattern: str
-    when: Callable[[ModelConfig], bool] = lambda config: True
 
 
 class Layout(NamedTuple):
@@ -90,9 +81,7 @@ def ignored(family: str) -> tuple[str, ...]:
 
     `tensors` comes first: a name it lists is never ignored.
     """
-    known = (r"(.*\.)?rotary_emb\.inv_freq", r"(.*\.)?attn\.(masked_)?bias", r"lm_head\.weight")
-    more = {"gpt_neox": (r"(.*\.)?attention\.(masked_)?bias", r"embed_out\.weight")}
-    return (*known, *more.get(family, ()))
+    return (*IGNORED[""], *IGNORED.get(family, ()))
 
 
 def base_prefix(family: str) -> str:
@@ -204,104 +193,3 @@ def _join(layout: Layout, *parts: np.ndarray) -> np.ndarray:
         axes = (*layout.axes[: layout.cut], size, *layout.axes[layout.cut + 1 :])
         whole.append(part.reshape(axes))
     return np.concatenate(whole, axis=layout.cut).reshape(layout.shape)
-
-
-def rows(prefix: str, *triples: tuple[str, str | Sequence[str], str]) -> tuple[Row, ...]:
-    """Rows from (name, our path or paths, pattern), names after a prefix."""
-    return tuple(
-        Row(prefix + name, (paths,) if isinstance(paths, str) else tuple(paths), pattern)
-        for name, paths, pattern in triples
-    )
-
-
-QKV = tuple(f"layers/attention/{name}" for name in ("query", "key", "value"))
-QKV_BIAS = tuple(f"{path}_bias" for path in QKV)
-
-
-def norm(name: str, path: str) -> tuple[Row, ...]:
-    """Scale and, where there is one, bias."""
-    return rows(
-        "",
-        (f"{name}.weight", f"{path}/scale", "D -> D"),
-        (f"{name}.bias", f"{path}/bias", "D -> D"),
-    )
-
-
-def linear(name: str, path: str, weight: str, bias: str) -> tuple[Row, ...]:
-    """A weight and, where there is one, a bias."""
-    return rows("", (f"{name}.weight", path, weight), (f"{name}.bias", f"{path}_bias", bias))
-
-
-def attention(prefix: str, *names: str) -> tuple[Row, ...]:
-    """Four projections of their own, PyTorch's way round: q, k, v, out."""
-    q, k, v, out = (f"{prefix}.{name}" for name in names)
-    return (
-        *linear(q, QKV[0], "(N H) D -> D N H", "(N H) -> N H"),
-        *linear(k, QKV[1], "(K H) D -> D K H", "(K H) -> K H"),
-        *linear(v, QKV[2], "(K H) D -> D K H", "(K H) -> K H"),
-        *linear(out, "layers/attention/out", "D (N H) -> N H D", "D -> D"),
-    )
-
-
-def fused(name: str, layout: str, *, transposed: bool = False) -> tuple[Row, ...]:
-    """q, k and v in one tensor; `layout` is of its rows, or columns if transposed (Conv1D)."""
-    weight = f"D ({layout} H) -> D h H" if transposed else f"({layout} H) D -> D h H"
-    return rows(
-        "", (f"{name}.weight", QKV, weight), (f"{name}.bias", QKV_BIAS, f"({layout} H) -> h H")
-    )
-
-
-PACKED, BY_GROUP = "[N,K,K]", "K [G,1,1]"  # by group; per head where K = N
-
-
-def mlp(
-    prefix: str, up: str, down: str, gate: str = "", *, transposed: bool = False
-) -> tuple[Row, ...]:
-    """Two or three maps."""
-    to_f, to_d = ("D F -> D F", "F D -> F D") if transposed else ("F D -> D F", "D F -> F D")
-    return (
-        *(linear(f"{prefix}.{gate}", "layers/mlp/gate", to_f, "F -> F") if gate else ()),
-        *linear(f"{prefix}.{up}", "layers/mlp/up", to_f, "F -> F"),
-        *linear(f"{prefix}.{down}", "layers/mlp/down", to_d, "D -> D"),
-    )
-
-
-def ends(embedding: str, final_norm: str, head: str = "lm_head") -> tuple[Row, ...]:
-    """What stands before and after the layers."""
-    return (
-        *rows("", (f"{embedding}.weight", "embedding", "V D -> V D")),
-        *norm(final_norm, "final_norm"),
-        *rows(
-            "", (f"{head}.weight", "head", "V D -> D V"), (f"{head}.bias", "head_bias", "V -> V")
-        ),
-    )
-
-
-L = "model.layers.{i}"
-T = "transformer.h.{i}"
-
-LLAMA = (
-    *ends("model.embed_tokens", "model.norm"),
-    *norm(f"{L}.input_layernorm", "layers/attention_norm"),
-    *attention(f"{L}.self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
-    *norm(f"{L}.post_attention_layernorm", "layers/mlp_norm"),
-    *mlp(f"{L}.mlp", "up_proj", "down_proj", "gate_proj"),
-)
-GPT2_ENDS = (
-    *ends("transformer.wte", "transformer.ln_f"),
-    *rows("", ("transformer.wpe.weight", "positions", "P D -> P D")),
-    *norm(f"{T}.ln_1", "layers/attention_norm"),
-    *norm(f"{T}.ln_2", "layers/mlp_norm"),
-)
-
-ROWS: dict[str, tuple[Row, ...]] = {
-    "llama": LLAMA,
-    "gpt2": (
-        *GPT2_ENDS,
-        *fused(f"{T}.attn.c_attn", PACKED, transposed=True),
-        *linear(f"{T}.attn.c_proj", "layers/attention/out", "(N H) D -> N H D", "D -> D"),
-        *mlp(f"{T}.mlp", "c_fc", "c_proj", transposed=True),
-    ),
-}
-PREFIX = {"gpt2": "transformer."}
-assert ROWS.keys() <= FAMILIES.keys()

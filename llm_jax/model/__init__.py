@@ -23,11 +23,13 @@ from llm_jax.model.api import (
 )
 from llm_jax.model.attention import attention_choice
 from llm_jax.model.cache import KVCache, init_cache
-from llm_jax.model.config import ModelConfig, RopeScaling
+from llm_jax.model.config import Alibi, Local, ModelConfig, RopeScaling
 from llm_jax.model.scoring import LossSums, target_loss, target_nats
 
 __all__ = [
+    "Alibi",
     "KVCache",
+    "Local",
     "LossSums",
     "ModelConfig",
     "Params",

@@ -45,6 +45,10 @@ def forward(
     x_BTD, cache = hidden_states(params, config, tokens_BT, positions_BT, segments_BT, cache)
     head_DV = head_weights(params, config).astype(config.dtype)
     logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV, preferred_element_type=jnp.float32)
+    if config.head_bias:
+        logits_BTV += params["head_bias"].astype(jnp.float32)[None, None]
+    if config.logit_soft_cap:
+        logits_BTV = config.logit_soft_cap * jnp.tanh(logits_BTV / config.logit_soft_cap)
     return constrain(logits_BTV, "batch", "time", "vocab"), cache
 
 
@@ -101,16 +105,20 @@ def count_params(config: ModelConfig) -> int:
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Floating-point operations to train on one token: forward, and twice that for backward.
 
-    Two per multiply-add, matrix products only; attention counts the causal half of T x T. The
-    embedding look-up is free, the output head is not. Recomputation (remat) does not count.
+    Two per multiply-add, matrix products only; attention counts the keys in sight: the causal half
+    of T x T, in local layers no more than the window. The embedding look-up is free, the output head is not. Recomputation (remat) does not count.
     """
     D, F, L, N, K, H = (
         config.embed_dim, config.mlp_dim, config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim,
     )  # fmt: skip
     projections = D * H * (2 * N + 2 * K)
     mlp = D * F * (3 if config.mlp == "gated" else 2)
-    attention = 2 * N * H * (seq_len + 1) / 2  # q.k and p.v over an average of (T + 1) / 2 keys
-    return 3 * 2 * (L * (projections + mlp + attention) + D * config.vocab_size)
+    keys = 0.0  # in sight of the average token, summed over layers
+    for is_local in config.local_layers:
+        window = min(config.local.window, seq_len) if is_local else seq_len
+        keys += (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
+    attention = 2 * N * H * keys  # q.k and p.v
+    return 3 * 2 * (L * (projections + mlp) + attention + D * config.vocab_size)
 
 
 def _init_boxed(config: ModelConfig, key: jax.Array) -> Any:

@@ -4,6 +4,7 @@ The kernels compute whole arrays. Here is what they see on a mesh: every device 
 batch and its own heads, the keys and values of all tokens, and the slopes of those very heads.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,27 +15,41 @@ from llm_jax.kernels.attention import Choice, Plan, Request, Rule, api, choose, 
 from llm_jax.kernels.attention.plan import Places
 from llm_jax.kernels.device import current_device
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.layers import add_bias, fan_in, matrix, residual_scale
-from llm_jax.model.positions import alibi_slopes, rotate
+from llm_jax.model.layers import Norm, add_bias, fan_in, matrix, residual_scale
+from llm_jax.model.positions import config_slopes, rotate
 from llm_jax.sharding import axis_index, constrain, map_shards, part_of
 
 Q_AXES, KV_AXES = ("batch", "time", "heads", None), ("batch", None, "kv_heads", None)
 PLACES_AXES = Places(("batch", "time"), ("batch", None), ("batch", "time"), ("batch", None))
 
 
-class Context(NamedTuple):
-    """What every layer needs to know about the tokens, computed once per forward pass."""
+class View(NamedTuple):
+    """What layers of one kind know about the tokens."""
 
     plan: Plan  # who sees whom, and which tiles that leaves to compute
     cos: jax.Array | None  # rotary tables [B, T, 1, rotary_dim / 2]; None without RoPE
     sin: jax.Array | None
+
+
+class Context(NamedTuple):
+    """What every layer needs to know about the tokens, computed once per forward pass."""
+
+    views: tuple[View, ...]  # one for each of `windows`
     slot: jax.Array | int  # where this call's keys go in the cache; 0 without one
 
 
-def attention_request(config: ModelConfig, B: int, T: int, S: int, in_rows: bool = True) -> Request:
+def windows(config: ModelConfig) -> tuple[int, ...]:
+    """The windows of the model's layers: 0 for those that see all, then that of local ones."""
+    return tuple(config.local.window * local for local in sorted(set(config.local_layers)))
+
+
+def attention_request(
+    config: ModelConfig, B: int, T: int, S: int, in_rows: bool = True, window: int = 0
+) -> Request:
     """What one device of the mesh in use asks of attention, for a batch of [B, T] tokens."""
     N, K = part_of("heads", config.num_heads), part_of("kv_heads", config.num_kv_heads)
-    rule = Rule(scale=config.head_dim**-0.5, causal=True, window=0, soft_cap=0.0)
+    soft_cap = config.attention_soft_cap
+    rule = Rule(scale=config.score_scale, causal=True, window=window, soft_cap=soft_cap)
     return Request(
         B=part_of("batch", B),
         T=part_of("time", T),
@@ -54,14 +69,23 @@ def attention_request(config: ModelConfig, B: int, T: int, S: int, in_rows: bool
 def attention_choice(config: ModelConfig, batch_size: int, seq_len: int) -> Choice:
     """The implementation of attention that training takes on the mesh in use, and why.
 
+    Where local layers take another than the rest, both are named.
+
     Raises:
       ConfigError: model.attention names one that cannot take this model on this device.
     """
-    request = attention_request(config, batch_size, seq_len, seq_len)
-    if config.attention == "auto":
-        return choose(request, current_device())
-    name = api.implementation_for(request, config.attention)
-    return Choice(name, "asked for by model.attention")
+    choices = []
+    for window in windows(config):
+        request = attention_request(config, batch_size, seq_len, seq_len, window=window)
+        if config.attention == "auto":
+            choices.append(choose(request, current_device()))
+        else:
+            name = api.implementation_for(request, config.attention)
+            choices.append(Choice(name, "asked for by model.attention"))
+    first, last = choices[0], choices[-1]
+    if first.name == last.name:
+        return first
+    return Choice(f"{first.name} and {last.name}", f"{first.reason}; in a window: {last.reason}")
 
 
 def plan_attention(
@@ -72,14 +96,15 @@ def plan_attention(
     kv_segments_BS: jax.Array,
     *,
     in_rows: bool,
+    window: int = 0,
 ) -> Plan:
-    """The plan all layers share. `in_rows`: keys are the queries' own tokens, in order.
+    """The plan all layers of a kind share. `in_rows`: keys are the queries' own tokens, in order.
 
     Then row indices serve for positions: inside a segment they differ alike, and across segments
     they bound the tiles to visit more tightly than positions that restart.
     """
     (B, T), S = q_positions_BT.shape, kv_positions_BS.shape[1]
-    request = attention_request(config, B, T, S, in_rows)
+    request = attention_request(config, B, T, S, in_rows, window)
     name = api.implementation_for(request, config.attention)
     places = Places(q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
     if not request.positions:
@@ -94,7 +119,7 @@ def plan_attention(
         (axes,),
         ("batch", "time"),
     )
-    return Plan(places, ranges, name, causal=True, window=0)
+    return Plan(places, ranges, name, causal=True, window=window)
 
 
 def attend(
@@ -102,7 +127,7 @@ def attend(
 ) -> jax.Array:
     """Causal attention of the plan's rows, [B, T, N, H], each device its own heads and rows."""
     group = config.num_heads // config.num_kv_heads
-    slopes_N = jnp.asarray(alibi_slopes(config.num_heads)) if config.position == "alibi" else None
+    slopes_N = jnp.asarray(config_slopes(config)) if config.position == "alibi" else None
 
     def part(q_BTNH, k_BSKH, v_BSKH, slopes_N, plan):
         # fewer kv heads than devices: each has all of them, and takes those its queries read
@@ -116,7 +141,9 @@ def attend(
             q_BTNH,
             k_BSKH,
             v_BSKH,
-            scale=config.head_dim**-0.5,
+            scale=config.score_scale,
+            window=plan.window,
+            soft_cap=config.attention_soft_cap,
             alibi_slopes_N=slopes_N,
             plan=plan,
         )
@@ -133,6 +160,17 @@ def attend(
     return map_shards(part, arguments, (Q_AXES, KV_AXES, KV_AXES, slopes_axes, plan_axes), Q_AXES)
 
 
+def rotary_tables(
+    context: Context, is_local: jax.Array | None
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """cos and sin of the layer's kind."""
+    _, cos, sin = context.views[0]
+    _, local_cos, local_sin = context.views[-1]
+    if is_local is None or cos is None or sin is None:
+        return cos, sin
+    return jnp.where(is_local, local_cos, cos), jnp.where(is_local, local_sin, sin)
+
+
 class Attention(nn.Module):
     """Full, grouped-query (2305.13245) or multi-query (1911.02150) causal attention."""
 
@@ -140,7 +178,11 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, context: Context, layer_cache: tuple[jax.Array, jax.Array] | None
+        self,
+        x_BTD: jax.Array,
+        context: Context,
+        is_local: jax.Array | None,
+        layer_cache: tuple[jax.Array, jax.Array] | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """[B, T, D] -> [B, T, D] and the layer's updated cache (k_BSKH, v_BSKH), if any."""
         config = self.config
@@ -148,16 +190,24 @@ class Attention(nn.Module):
         q_BTNH = self.project("query", x_BTD, N, "heads")
         k_BTKH = self.project("key", x_BTD, K, "kv_heads")
         v_BTKH = self.project("value", x_BTD, K, "kv_heads")
-        if context.cos is not None and context.sin is not None:
-            q_BTNH = rotate(config, q_BTNH, context.cos, context.sin)
-            k_BTKH = rotate(config, k_BTKH, context.cos, context.sin)
+        q_BTNH = self.norm_heads("query_norm", q_BTNH, "heads")
+        k_BTKH = self.norm_heads("key_norm", k_BTKH, "kv_heads")
+        cos, sin = rotary_tables(context, is_local)
+        if cos is not None and sin is not None:
+            q_BTNH, k_BTKH = (rotate(config, x, cos, sin) for x in (q_BTNH, k_BTKH))
         k_BSKH, v_BSKH = k_BTKH, v_BTKH
         if layer_cache is not None:
             at = (0, context.slot, 0, 0)
             k_BSKH = jax.lax.dynamic_update_slice(layer_cache[0], k_BTKH, at)
             v_BSKH = jax.lax.dynamic_update_slice(layer_cache[1], v_BTKH, at)
             layer_cache = (k_BSKH, v_BSKH)
-        out_BTNH = attend(config, q_BTNH, k_BSKH, v_BSKH, context.plan)
+        attends = [
+            functools.partial(attend, config, plan=view.plan) for view in reversed(context.views)
+        ]
+        if is_local is None:
+            out_BTNH = attends[0](q_BTNH, k_BSKH, v_BSKH)
+        else:
+            out_BTNH = jax.lax.cond(is_local, *attends, q_BTNH, k_BSKH, v_BSKH)
         out_BTNH = constrain(out_BTNH, "batch", "time", "heads", "head_dim")
         out_init = fan_in(residual_scale(config), (0, 1), (2,))
         out_NHD = matrix(self, "out", (N, H, D), ("heads", "head_dim", "embed"), out_init)
@@ -165,6 +215,15 @@ class Attention(nn.Module):
         if config.attention_bias == "qkvo":
             out_BTD = add_bias(self, "out_bias", out_BTD, ("act_embed",))
         return out_BTD, layer_cache
+
+    def norm_heads(self, name: str, x_BTNH: jax.Array, axis: str) -> jax.Array:
+        """Queries or keys, normed as config.qk_norm says."""
+        kind = self.config.qk_norm
+        if kind == "none":
+            return x_BTNH
+        axes = ("head_dim",) if kind == "head" else (axis, "head_dim")
+        over, biased = (2 if kind == "whole" else 1), kind != "each_head"
+        return Norm(self.config, axes=axes, over=over, biased=biased, name=name)(x_BTNH)
 
     def project(self, name: str, x_BTD: jax.Array, heads: int, axis: str) -> jax.Array:
         """x W (+ b), split into heads: [B, T, D] -> [B, T, heads, H]."""
@@ -174,4 +233,6 @@ class Attention(nn.Module):
         y_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, w_DNH)
         if self.config.attention_bias != "none":
             y_BTNH = add_bias(self, f"{name}_bias", y_BTNH, (axis, "head_dim"))
+        if self.config.qkv_clip:
+            y_BTNH = jnp.clip(y_BTNH, -self.config.qkv_clip, self.config.qkv_clip)
         return constrain(y_BTNH, "batch", "time", axis, "head_dim")

@@ -36,9 +36,12 @@ def embedding_init(config: ModelConfig) -> Initializer:
 
     With 0.02, GPT-2's, the demo's model has 2.94 bits per character after 100 steps, with 1 it has
     2.55: small embeddings drown in the first layer's output. A tied one is the head too, and starts
-    at 1 / D so that the logits have variance 1.
+    at 1 / D so that the logits have variance 1. Where embeddings are multiplied by something, an
+    untied one starts smaller by as much.
     """
-    return nn.initializers.normal(config.embed_dim**-0.5 if config.tied_embeddings else 1.0)
+    if config.tied_embeddings:
+        return nn.initializers.normal(config.embed_dim**-0.5)
+    return nn.initializers.normal(1 / config.embedding_multiplier)
 
 
 def residual_scale(config: ModelConfig) -> float:
@@ -95,28 +98,43 @@ def matrix(
 
 
 def add_bias(module: nn.Module, name: str, x: jax.Array, axes: Sequence[str]) -> jax.Array:
-    """x plus a declared bias over its axes after batch and time."""
-    bias = declare(module, name, x.shape[2:], axes, nn.initializers.zeros)
-    return (x.astype(jnp.float32) + bias[None, None]).astype(x.dtype)
+    """x plus a declared bias over its last axes, which are named."""
+    bias = declare(module, name, x.shape[-len(axes) :], axes, nn.initializers.zeros)
+    return (x.astype(jnp.float32) + _aligned(bias, x)).astype(x.dtype)
+
+
+def _aligned(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """With axes of size 1 in front, as many as x has more."""
+    return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
 
 
 class Norm(nn.Module):
-    """RMS norm (1910.07467) or layer norm (1607.06450) over the last axis, computed in float32."""
+    """RMS norm (1910.07467) or layer norm (1607.06450), computed in float32."""
 
     config: ModelConfig
+    axes: tuple[str, ...] = ("act_embed",)  # names of the last axes: one scale for every entry
+    over: int = 1  # of how many last axes mean and variance are taken
+    biased: bool = True  # where the kind of norm has a bias
+    multiplier: float = 1.0  # on the result, before it is rounded to config.dtype
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
-        config, dim = self.config, x_BTD.shape[-1]
-        x = x_BTD.astype(jnp.float32)
-        if config.norm != "rms":
-            x = x - jnp.mean(x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.norm_eps)
-        x = x * declare(self, "scale", (dim,), ("act_embed",), nn.initializers.ones)[None, None]
-        if config.norm == "layer":
-            x = add_bias(self, "bias", x, ("act_embed",))
-        return x.astype(config.dtype)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, T, ..., *axes], normed."""
+        config, dtype = self.config, self.config.dtype
+        last = tuple(range(-self.over, 0))
+        shape = x.shape[-len(self.axes) :]
+        x = x.astype(jnp.float32)
+        if config.norm.startswith("layer"):
+            x = x - jnp.mean(x, axis=last, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=last, keepdims=True) + config.norm_eps)
+        if config.norm == "rms_plus_one":  # Gemma: x (1 + w)
+            scale = 1 + declare(self, "scale", shape, self.axes, nn.initializers.zeros)
+        else:
+            scale = declare(self, "scale", shape, self.axes, nn.initializers.ones)
+        x = x * _aligned(scale, x)
+        if config.norm == "layer" and self.biased:
+            x = add_bias(self, "bias", x, self.axes)
+        return (x if self.multiplier == 1 else x * self.multiplier).astype(dtype)
 
 
 class Mlp(nn.Module):

@@ -1,7 +1,7 @@
 """How single fields of a Hugging Face `config.json` and of `ModelConfig` answer to each other.
 
-A family (`llm_jax.model.families`) is a list of rules. Each names the fields it answers for, reads
-them and writes them back; a field that no rule names is not known, and `families.read` refuses it.
+A family (`table`) is a list of rules. Each names the fields it answers for, reads
+them and writes them back; a field that no rule names is not known, and `api.read` refuses it.
 """
 
 import dataclasses
@@ -117,10 +117,11 @@ class Option:
     name: str
     default: Any
     options: tuple[tuple[Any, Fields], ...]  # their value -> ours; the first that fits is written
+    aliases: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.name,)
+        return (self.name, *self.aliases)
 
     def read(self, hf: Json, fields: Fields) -> Fields:
         value = given(hf, self.names, self.default)
@@ -174,10 +175,11 @@ ACTIVATION_NAMES = {
 }
 
 
-def activation(name: str, default: str) -> Option:
+def activation(name: str, default: str, *aliases: str) -> Option:
     """The activation of the MLP; the family's usual name is the one written."""
     order = sorted(ACTIVATION_NAMES, key=lambda theirs: theirs != default)
-    return Option(name, default, tuple((n, {"activation": ACTIVATION_NAMES[n]}) for n in order))
+    options = tuple((theirs, {"activation": ACTIVATION_NAMES[theirs]}) for theirs in order)
+    return Option(name, default, options, aliases)
 
 
 def heads(fields: Fields) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm_jax.errors import ConfigError
 from llm_jax.model.config import Local, ModelConfig, RopeScaling
-from llm_jax.model.family_rules import (
+from llm_jax.model.families.rules import (
     Custom,
     Fields,
     Json,
@@ -216,9 +216,7 @@ def _read_by_layer(hf: Json, fields: Fields) -> Fields:
     theta = _theta(hf, full, ("rope_theta",), 1_000_000.0)
     near_theta = _theta(hf, near, ("rope_local_base_freq",), 10_000.0)
     scaling, local = read_scaling(full, hf, fields), fields["local"]
-    if not local.window:
-        near_theta = 0.0
-    elif scaling.kind == "none" and near_theta == theta:
+    if not local.window or (scaling.kind == "none" and near_theta == theta):
         near_theta = 0.0
     return {
         "rope_theta": theta,
