@@ -50,13 +50,21 @@ def choose_family(meta: Mapping[str, Any], config: ModelConfig) -> str:
     return families.family_of(config)
 
 
+def trimmed(params: Params, config: ModelConfig, rows: int) -> tuple[Params, ModelConfig]:
+    """The model with the first `rows` of the vocabulary; the others are padding."""
+    if rows == config.vocab_size:
+        return params, config
+
+    def cut(leaf: Any, axes: tuple[str | None, ...]) -> Any:
+        kept = tuple(slice(rows) if axis == "vocab" else slice(None) for axis in axes)
+        return leaf[kept] if "vocab" in axes else leaf
+
+    smaller = jax.tree.map(cut, params, logical_axes(config))
+    return smaller, dataclasses.replace(config, vocab_size=rows)
+
+
 def write_weights(
-    folder: Path,
-    params: Params,
-    family: str,
-    config: ModelConfig,
-    rows: int,
-    settings: ExportConfig,
+    folder: Path, params: Params, family: str, config: ModelConfig, settings: ExportConfig
 ) -> list[str]:
     """Writes the tensors and returns the names of the files.
 
@@ -65,41 +73,27 @@ def write_weights(
       params: the parameters, on any devices of this process.
       family: whose names and layouts.
       config: the model's.
-      rows: of the vocabulary that are kept; the rest is padding.
       settings: dtype and size of the files.
 
     Raises:
       CheckpointError: a value does not fit float16.
     """
     dtype = settings.dtype or config.param_dtype
-    trimmed = dataclasses.replace(config, vocab_size=rows)
-    leaves, axes = named_leaves(params), axis_names(config)
-    tensors = names.tensors(family, trimmed)
+    leaves = named_leaves(params)
+    tensors = names.tensors(family, config)
     planned = {tensor.name: (WRITABLE[dtype], tensor.shape) for tensor in tensors}
     writer = ShardWriter(folder, planned, settings.max_shard_bytes)
     try:
         for tensor in tensors:
-            parts = []
-            for slot in tensor.slots:
-                part = leaves[slot.path][lead(slot)]
-                kept = tuple(
-                    slice(rows) if axis == "vocab" else slice(None)
-                    for axis in axes[slot.path][len(lead(slot)) :]
-                )
-                parts.append(_converted(part[kept], dtype, tensor.name))
+            parts = [
+                _converted(leaves[slot.path][lead(slot)], dtype, tensor.name)
+                for slot in tensor.slots
+            ]
             writer.write(tensor.name, tensor.join(*parts))
         writer.close()
     finally:
         writer.abandon()
     return writer.files
-
-
-def axis_names(config: ModelConfig) -> dict[str, tuple[str | None, ...]]:
-    """Path -> logical axes of each parameter."""
-    tree = logical_axes(config)
-    is_names = lambda leaf: isinstance(leaf, tuple)  # noqa: E731
-    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_names)
-    return {"/".join(str(key.key) for key in path): axes for path, axes in found}
 
 
 def _converted(part: jax.Array, dtype: str, name: str) -> np.ndarray:

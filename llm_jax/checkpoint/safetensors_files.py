@@ -256,7 +256,9 @@ def find_file(folder: Path, name: str) -> Path | None:
 class ShardWriter:
     """Writes tensors one after the other into files of bounded size, and the index that finds them."""
 
-    def __init__(self, folder: Path, planned: Mapping[str, tuple[str, tuple[int, ...]]], limit: int):
+    def __init__(
+        self, folder: Path, planned: Mapping[str, tuple[str, tuple[int, ...]]], limit: int
+    ):
         """Plans the files for `{name: (dtype, shape)}` in that order, each at most `limit` bytes of data.
 
         A tensor larger than that gets a file of its own.

@@ -18,7 +18,15 @@ import json
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from llm_jax.errors import DataError
 from llm_jax.tokenizer import files as tokenizer_files
@@ -49,7 +57,14 @@ def to_tokenizer_json(tokenizer: SentencePieceTokenizer) -> bytes:
     built = tokenizers.Tokenizer(_bpe(proto) if is_bpe else _unigram(proto))
     _set_spaces(built, proto)
     _add_tokens(built, proto, tokenizer.special_ids)
-    _add_declared(built, declared, len(proto.pieces), tokenizer)
+    _add_declared(built, declared, len(proto.pieces))
+    if tokenizer.bos_id >= 0:  # how every document begins in training
+        bos = tokenizer.piece_of(tokenizer.bos_id)
+        built.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos} $B",
+            special_tokens=[(bos, tokenizer.bos_id)],
+        )
     text = built.to_str(pretty=False)
     return json.dumps(json.loads(text), ensure_ascii=False, indent=1).encode() + b"\n"
 
@@ -84,7 +99,9 @@ def _bpe(proto: Any) -> models.BPE:
             left, right = piece[:cut], piece[cut:]
             if left in usable and right in usable:
                 merges.append((left, right))
-            elif len(piece) == 2:  # two characters, which SentencePiece joins though one is no piece
+            elif (
+                len(piece) == 2
+            ):  # two characters, which SentencePiece joins though one is no piece
                 lacking = left if left not in usable else right
                 raise DataError(
                     f"tokenizer.model: {piece!r} is a piece, but its character {lacking!r} is none, which "
@@ -152,9 +169,7 @@ def _set_spaces(built: tokenizers.Tokenizer, proto: Any) -> None:
 
 def _add_tokens(built: tokenizers.Tokenizer, proto: Any, special: frozenset[int]) -> None:
     """Control symbols, and pieces that are matched before the model runs. Their ids stay."""
-    inside = "".join(
-        piece.piece + " " for piece in proto.pieces if piece.type == PieceType.NORMAL
-    )
+    inside = "".join(piece.piece + " " for piece in proto.pieces if piece.type == PieceType.NORMAL)
     charsmap = proto.normalizer_spec.precompiled_charsmap
     rewritten = normalizers.Precompiled(charsmap).normalize_str if charsmap else str
     for id, piece in enumerate(proto.pieces):
@@ -172,7 +187,6 @@ def _add_declared(
     built: tokenizers.Tokenizer,
     declared: specials.Declared,
     num_pieces: int,
-    tokenizer: SentencePieceTokenizer,
 ) -> None:
     """Tokens that companion files add behind the model's own."""
     for id, piece in sorted(declared.added.items()):
