@@ -177,7 +177,7 @@ def _measure(report: Report, model: Model) -> None:
         return
     texts = {"english": probe.ENGLISH, "chinese": probe.CHINESE}
     facts = {}
-    for (name, text), score in zip(texts.items(), model.score(list(texts.values())), strict=True):
+    for name, score in zip(texts, model.score(list(texts.values())), strict=True):
         uniform = score.tokens * math.log2(model.tokenizer.vocab_size) / score.characters
         report.require(
             "bits_per_character",

@@ -1,3 +1,4 @@
+# ruff: noqa: N999 - the verb is the module name, by contract (run/cli.py)
 """`llm-jax import HF_DIR OUT`, by the name of its verb; the work is in `import_model`."""
 
 from llm_jax.run import cli

@@ -101,8 +101,14 @@ class TheirModel:
             return self._model(torch.tensor([list(ids)])).logits[0].float().numpy()
 
     def greedy(self, ids: Sequence[int], count: int) -> list[int]:
-        """The next `count` likeliest ids, each from a whole pass without a cache."""
-        row = list(ids)
-        for _ in range(count):
-            row.append(int(self.logits(row)[-1].argmax()))
-        return row[len(ids) :]
+        """The next `count` likeliest ids, with its KV cache as in generation."""
+        import torch
+
+        with _quiet() as transformers, torch.no_grad():
+            # the folder's own may punish repetitions, or stop
+            self._model.generation_config = transformers.GenerationConfig(pad_token_id=0)
+            row = torch.tensor([list(ids)])
+            made = self._model.generate(
+                row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=count
+            )
+        return made[0, len(ids) :].tolist()
