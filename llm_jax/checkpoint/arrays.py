@@ -31,7 +31,7 @@ def start_writing(
     The values are those at the time of the call: buffers may be donated or deleted afterwards. The
     folder appears when everything is in it. All processes call it.
 
-    `memory`: bytes that may be held beside the arrays, at least the largest; then the call itself waits
+    `memory`: bytes that may be held beside the arrays, more than the largest has; then the call itself waits
     for most of the writing. 0: no limit (measured on a CPU: up to four times the arrays).
     """
     context = ocp.Context()

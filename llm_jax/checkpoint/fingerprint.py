@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+BLOCK = 1 << 18  # elements
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # 8 bytes: two words each
 
 
@@ -51,6 +52,33 @@ def fingerprint(array: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
 
 
+def fingerprint_in_blocks(array: jax.Array) -> jax.Array:
+    """The same numbers, for an array on one device: a few MB of memory, where XLA's CPU backend would
+    hold words and positions of the whole array (measured: five times a bfloat16 array).
+    """
+    if array.dtype.itemsize > 4 or array.size <= BLOCK or array.dtype == jnp.bool_:
+        return fingerprint(array)
+    flat = array.reshape(-1)
+    blocks = array.size // BLOCK
+
+    def add(at: jax.Array, total: jax.Array) -> jax.Array:
+        block = jax.lax.dynamic_slice(flat, (at * BLOCK,), (BLOCK,))
+        return total + _sums(block, at.astype(jnp.uint32) * jnp.uint32(BLOCK))
+
+    total = jax.lax.fori_loop(0, blocks, add, jnp.zeros(2, jnp.uint32))
+    rest = flat[blocks * BLOCK :]
+    return total + _sums(rest, jnp.uint32(blocks * BLOCK % (1 << 32)))
+
+
+def _sums(flat: jax.Array, start: Any) -> jax.Array:
+    """Of elements at positions from `start`."""
+    words = jax.lax.bitcast_convert_type(flat, _WORDS[flat.dtype.itemsize]).astype(jnp.uint32)
+    index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, 0) + start
+    first = _mix(words ^ _mix(index))
+    second = _mix(words + _mix(index ^ jnp.uint32(0x9E3779B9)))
+    return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
+
+
 def _mix(value: jax.Array) -> jax.Array:
     value = (value ^ (value >> 16)) * jnp.uint32(0x7FEB352D)
     value = (value ^ (value >> 15)) * jnp.uint32(0x846CA68B)
@@ -59,6 +87,9 @@ def _mix(value: jax.Array) -> jax.Array:
 
 def _fingerprint_all(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([fingerprint(leaf) for leaf in leaves])
+
+
+_one = jax.jit(fingerprint_in_blocks)
 
 
 @functools.cache
@@ -77,14 +108,18 @@ class PendingFingerprints:
         groups: dict[
             Any, list[tuple[str, Any]]
         ] = {}  # one jit call per mesh: a program has one set of devices
+        self._parts: list[tuple[list[str], Any]] = []
         for name, leaf in leaves.items():
             sharding = getattr(leaf, "sharding", None)
+            if isinstance(sharding, SingleDeviceSharding) and leaf.size > BLOCK:
+                self._parts.append(([name], _one(leaf)[None]))
+                continue
             key = sharding.mesh if isinstance(sharding, NamedSharding) else None
             devices = (
                 None if key is not None or sharding is None else frozenset(sharding.device_set)
             )
             groups.setdefault((key, devices), []).append((name, _on_any_device(leaf)))
-        self._parts = [
+        self._parts += [
             ([name for name, _ in group], _jitted(mesh)([leaf for _, leaf in group]))
             for (mesh, _), group in groups.items()
         ]

@@ -192,8 +192,9 @@ def read_params(source: Source, shardings: Any = None) -> Params:
             left[slot.path] += 1
     done: dict[str, jax.Array] = {}
     waiting = 0
-    for tensor, stored in source.tensors:
-        parts = tensor.split(read_tensor(stored))
+    for (tensor, stored), value in _read_ahead(source):
+        parts = tensor.split(value)
+        del value
         waiting += stored.nbytes
         for slot, part in zip(tensor.slots, parts, strict=True):
             path = slot.path
@@ -205,12 +206,28 @@ def read_params(source: Source, shardings: Any = None) -> Params:
             for slot in tensor.slots:
                 filling[slot.path].wait()
             waiting = 0
+        del parts
         for slot in tensor.slots:
             left[slot.path] -= 1
             if not left[slot.path]:
                 done[slot.path] = filling.pop(slot.path).array()
     jax.block_until_ready(list(done.values()))
     return jax.tree.unflatten(jax.tree.structure(abstract), [done[path] for path in leaves])
+
+
+def _read_ahead(
+    source: Source,
+) -> Iterator[tuple[tuple[names.Tensor, Stored], np.ndarray]]:
+    """Every tensor with its values; the next small one is read while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = None
+        for at, pair in enumerate(source.tensors):
+            value = ahead.result() if ahead else read_tensor(pair[1])
+            following = source.tensors[at + 1 : at + 2]
+            small = following and following[0][1].nbytes <= PIECE_BYTES
+            ahead = pool.submit(read_tensor, following[0][1]) if small else None
+            yield pair, value
+            del value
 
 
 def differences(source: Source, params: Params, *, to_file: bool = False) -> Iterator[str]:
@@ -220,9 +237,9 @@ def differences(source: Source, params: Params, *, to_file: bool = False) -> Ite
     right for files that were written from the parameters. Parameters may have more rows than the files.
     """
     leaves = named_leaves(params)
-    for tensor, stored in source.tensors:
+    for (tensor, stored), value in _read_ahead(source):
         dtype = stored.dtype if to_file else np.dtype(source.config.param_dtype)
-        parts = tensor.split(read_tensor(stored))
+        parts = tensor.split(value)
         if not all(
             same(leaves[slot.path], lead(slot), part, dtype)
             for slot, part in zip(tensor.slots, parts, strict=True)

@@ -49,7 +49,7 @@ def save_model(
             shutil.rmtree(partial, ignore_errors=True)
         all_say(True)
         largest = max((leaf.nbytes for leaf in leaves.values()), default=0)
-        arrays.start_writing(partial, leaves, memory=max(largest, MEMORY)).result()
+        arrays.start_writing(partial, leaves, memory=max(largest + 1, MEMORY)).result()
         if is_first():
             write_tokenizer(partial, tokenizer_files)
             described = add_fingerprints(describe_arrays(leaves), pending.result())

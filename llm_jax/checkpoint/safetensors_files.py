@@ -65,7 +65,7 @@ class Stored:
 def read_tensor(stored: Stored) -> np.ndarray:
     """The tensor, in memory of its own. Raises CheckpointError if the file shrank since it was checked."""
     flat = np.empty(stored.nbytes, np.uint8)
-    view, done = memoryview(flat), 0
+    view, done = memoryview(flat.data), 0
     with open(stored.file, "rb", buffering=0) as file:
         file.seek(stored.start)
         while done < stored.nbytes:  # Linux reads at most 2 GiB at once
@@ -297,6 +297,7 @@ class ShardWriter:
         if self._open is None or self._open.name != os.fspath(self._folder / file):
             self._start(file)
         # as bytes: numpy writes bfloat16 through an object loop otherwise
+        assert self._open is not None
         self._open.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
     def _start(self, file: str) -> None:

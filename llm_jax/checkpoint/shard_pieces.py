@@ -1,7 +1,7 @@
 """Host arrays into, and against, parts of device arrays, a bounded piece at a time.
 
-A tensor from a file is a view with its axes in another order than ours. The piece goes to the device as
-it lies in memory and is turned there: numpy's strided copy runs at 0.3 GB/s, XLA's transpose at 2.
+A tensor from a file is a view with its axes in another order than ours. It is turned by `device_put`, in
+blocks: numpy's strided copy ran at 0.3 GB/s, this at 1.3, and a transpose fused into the update at 0.1.
 """
 
 import functools
@@ -20,8 +20,7 @@ Index = tuple[slice, ...]
 class Piece(NamedTuple):
     """Part of a host array that belongs into one shard."""
 
-    values: np.ndarray  # contiguous, axes as they lie in memory
-    order: tuple[int, ...]  # axes of `values` as axes of the shard, after the leading ones
+    values: np.ndarray  # a view, with as many axes as the shard
     starts: tuple[int, ...]  # where it begins in the shard, one number an axis
 
 
@@ -30,22 +29,22 @@ def pieces(
 ) -> Iterator[Piece]:
     """What a shard needs of `value`, which is `array[lead]` of an array of this shape."""
     ranges = [s.indices(size)[:2] for s, size in zip(shard, shape, strict=True)]
-    first = [at - low for at, (low, _) in zip(lead, ranges, strict=False)]
-    held = all(low <= at < high for at, (low, high) in zip(lead, ranges, strict=False))
-    inner = ranges[len(lead) :]
+    outer, inner = ranges[: len(lead)], ranges[len(lead) :]
     part = value[tuple(slice(low, high) for low, high in inner)]
-    if not held or not part.size:
+    if not part.size or not all(
+        low <= at < high for at, (low, high) in zip(lead, outer, strict=True)
+    ):
         return
-    order = tuple(sorted(range(part.ndim), key=lambda axis: -part.strides[axis]))
-    lying = part.transpose(order)
-    rows = len(lying) if lying.ndim else 1
-    step = max(1, PIECE_BYTES * rows // max(lying.nbytes, 1))
-    for low in range(0, rows, step):
-        starts = [0] * part.ndim
-        if lying.ndim:
-            starts[order[0]] = low
-        cut = lying[low : low + step] if lying.ndim else lying
-        yield Piece(np.ascontiguousarray(cut), order, (*first, *starts))
+    part = part[(None,) * len(lead)]
+    first = tuple(at - low for at, (low, _) in zip(lead, outer, strict=True))
+    # cut across the axis that is outermost in the file
+    axis = max(range(part.ndim), key=lambda a: (part.shape[a] > 1, part.strides[a]))
+    step = max(1, PIECE_BYTES * part.shape[axis] // part.nbytes)
+    for low in range(0, part.shape[axis], step):
+        starts = [*first, *(0 for _ in inner)]
+        starts[axis] += low
+        cut = (slice(None),) * axis + (slice(low, low + step),)
+        yield Piece(part[cut], tuple(starts))
 
 
 class Filled:
@@ -66,9 +65,7 @@ class Filled:
         for device, index in self._shards.items():
             for piece in pieces(value, lead, index or (), self._leaf.shape):
                 values = jax.device_put(piece.values, device)
-                self._buffers[device] = _fill(
-                    self._buffers[device], values, piece.starts, piece.order
-                )
+                self._buffers[device] = _fill(self._buffers[device], values, piece.starts)
 
     def wait(self) -> None:
         """Until the host arrays that were put are no longer needed."""
@@ -88,31 +85,21 @@ def same(array: jax.Array, lead: tuple[int, ...], value: np.ndarray, dtype: Any)
     for shard in array.addressable_shards:
         for piece in pieces(value, lead, shard.index, array.shape):
             values = jax.device_put(piece.values, shard.device)
-            if not _equal(shard.data, values, piece.starts, piece.order, np.dtype(dtype)):
+            if not _equal(shard.data, values, piece.starts, np.dtype(dtype)):
                 return False
     return True
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-def _fill(
-    buffer: jax.Array, values: jax.Array, starts: tuple[Any, ...], order: tuple[int, ...]
-) -> jax.Array:
-    turned = jnp.transpose(values, np.argsort(order)).astype(buffer.dtype)
-    leading = (1,) * (buffer.ndim - turned.ndim)
-    return jax.lax.dynamic_update_slice(buffer, turned.reshape(*leading, *turned.shape), starts)
+@functools.partial(jax.jit, donate_argnums=0)
+def _fill(buffer: jax.Array, values: jax.Array, starts: tuple[Any, ...]) -> jax.Array:
+    return jax.lax.dynamic_update_slice(buffer, values.astype(buffer.dtype), starts)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=3)
 def _equal(
-    buffer: jax.Array,
-    values: jax.Array,
-    starts: tuple[Any, ...],
-    order: tuple[int, ...],
-    dtype: np.dtype,
+    buffer: jax.Array, values: jax.Array, starts: tuple[Any, ...], dtype: np.dtype
 ) -> jax.Array:
-    turned = jnp.transpose(values, np.argsort(order))
-    leading = (1,) * (buffer.ndim - turned.ndim)
-    ours = jax.lax.dynamic_slice(buffer, starts, (*leading, *turned.shape)).reshape(turned.shape)
+    ours = jax.lax.dynamic_slice(buffer, starts, values.shape)
     word = {2: jnp.uint16, 4: jnp.uint32}[dtype.itemsize]
-    bits = [jax.lax.bitcast_convert_type(x.astype(dtype), word) for x in (ours, turned)]
-    return jnp.array_equal(*bits)
+    first, second = (jax.lax.bitcast_convert_type(x.astype(dtype), word) for x in (ours, values))
+    return jnp.array_equal(first, second)

@@ -61,7 +61,7 @@ FILES = {
 }  # fmt: skip
 
 
-def refused(folder, said, kind=CheckpointError):
+def refused(folder, said, kind: type[Exception] = CheckpointError):
     with pytest.raises(kind, match=said) as caught:
         open_source(folder)
     assert "\n" not in str(caught.value)
