@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-BLOCK = 1 << 18  # elements
+BLOCK = 1 << 22  # elements
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # 8 bytes: two words each
 
 
@@ -44,36 +44,38 @@ def fingerprint(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize]).astype(jnp.uint32)
+    return _sums(words, jnp.uint32(0))
+
+
+def fingerprint_in_blocks(array: jax.Array) -> list[jax.Array]:
+    """Parts whose sum is the fingerprint of an array on one device.
+
+    In one piece XLA's CPU backend holds the words and positions of the whole array: five times the
+    memory of a bfloat16 one.
+    """
+    per_row = array.size // array.shape[0]
+    rows = max(1, BLOCK // per_row)
+    return [
+        _block(array, np.uint32(low), np.uint32(low * per_row % (1 << 32)), min(rows, left))
+        for low in range(0, array.shape[0], rows)
+        if (left := array.shape[0] - low)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _block(array: jax.Array, low: Any, start: Any, rows: int) -> jax.Array:
+    """Of some rows, whose first element has the position `start`."""
+    # words first: a slice of bfloat16 would make the CPU backend convert the whole array to float32
+    words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize])
+    return _sums(jax.lax.dynamic_slice_in_dim(words, low, rows).astype(jnp.uint32), start)
+
+
+def _sums(words: jax.Array, start: Any) -> jax.Array:
+    """Of uint32 words in row-major order, the first at position `start`."""
     index = jnp.zeros(words.shape, jnp.uint32)  # row-major position; wraps beyond 2^32 elements
     for axis, size in enumerate(words.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    first = _mix(words ^ _mix(index))
-    second = _mix(words + _mix(index ^ jnp.uint32(0x9E3779B9)))
-    return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
-
-
-def fingerprint_in_blocks(array: jax.Array) -> jax.Array:
-    """The same numbers, for an array on one device: a few MB of memory, where XLA's CPU backend would
-    hold words and positions of the whole array (measured: five times a bfloat16 array).
-    """
-    if array.dtype.itemsize > 4 or array.size <= BLOCK or array.dtype == jnp.bool_:
-        return fingerprint(array)
-    flat = array.reshape(-1)
-    blocks = array.size // BLOCK
-
-    def add(at: jax.Array, total: jax.Array) -> jax.Array:
-        block = jax.lax.dynamic_slice(flat, (at * BLOCK,), (BLOCK,))
-        return total + _sums(block, at.astype(jnp.uint32) * jnp.uint32(BLOCK))
-
-    total = jax.lax.fori_loop(0, blocks, add, jnp.zeros(2, jnp.uint32))
-    rest = flat[blocks * BLOCK :]
-    return total + _sums(rest, jnp.uint32(blocks * BLOCK % (1 << 32)))
-
-
-def _sums(flat: jax.Array, start: Any) -> jax.Array:
-    """Of elements at positions from `start`."""
-    words = jax.lax.bitcast_convert_type(flat, _WORDS[flat.dtype.itemsize]).astype(jnp.uint32)
-    index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, 0) + start
+    index += start
     first = _mix(words ^ _mix(index))
     second = _mix(words + _mix(index ^ jnp.uint32(0x9E3779B9)))
     return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
@@ -87,9 +89,6 @@ def _mix(value: jax.Array) -> jax.Array:
 
 def _fingerprint_all(leaves: list[jax.Array]) -> jax.Array:
     return jnp.stack([fingerprint(leaf) for leaf in leaves])
-
-
-_one = jax.jit(fingerprint_in_blocks)
 
 
 @functools.cache
@@ -108,18 +107,18 @@ class PendingFingerprints:
         groups: dict[
             Any, list[tuple[str, Any]]
         ] = {}  # one jit call per mesh: a program has one set of devices
-        self._parts: list[tuple[list[str], Any]] = []
+        self._blocks: dict[str, list[jax.Array]] = {}
         for name, leaf in leaves.items():
             sharding = getattr(leaf, "sharding", None)
-            if isinstance(sharding, SingleDeviceSharding) and leaf.size > BLOCK:
-                self._parts.append(([name], _one(leaf)[None]))
+            if isinstance(sharding, SingleDeviceSharding) and _divides(leaf):
+                self._blocks[name] = fingerprint_in_blocks(leaf)
                 continue
             key = sharding.mesh if isinstance(sharding, NamedSharding) else None
             devices = (
                 None if key is not None or sharding is None else frozenset(sharding.device_set)
             )
             groups.setdefault((key, devices), []).append((name, _on_any_device(leaf)))
-        self._parts += [
+        self._parts = [
             ([name for name, _ in group], _jitted(mesh)([leaf for _, leaf in group]))
             for (mesh, _), group in groups.items()
         ]
@@ -130,7 +129,16 @@ class PendingFingerprints:
         for names, values in self._parts:
             for name, (first, second) in zip(names, np.asarray(values), strict=True):
                 found[name] = f"{int(first):08x}{int(second):08x}"
+        for name, blocks in self._blocks.items():
+            first, second = np.sum(np.asarray(blocks), axis=0, dtype=np.uint32)
+            found[name] = f"{int(first):08x}{int(second):08x}"
         return found
+
+
+def _divides(leaf: Any) -> bool:
+    """Whether an array is large, and of numbers that are one word each."""
+    simple = jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype.itemsize <= 4
+    return leaf.ndim > 0 and leaf.size > BLOCK and simple
 
 
 def _on_any_device(leaf: Any) -> Any:
