@@ -79,7 +79,7 @@ def ends(embedding: str, final_norm: str, head: str = "lm_head") -> tuple[Row, .
     return (
         *rows((f"{embedding}.weight", "embedding", "V D -> V D")),
         *norm(final_norm, "final_norm"),
-        *rows((f"{head}.weight", "head", "V D -> D V"), (f"{head}.bias", "head_bias", "V -> V")),
+        *rows((f"{head}.weight", "head", "V D -> D V")),
     )
 
 
@@ -94,6 +94,8 @@ def qk_norm(q: str, k: str, pattern: str) -> tuple[Row, ...]:
         )
     )
 
+
+HEAD_BIAS = rows(("lm_head.bias", "head_bias", "V -> V"))
 
 L = "model.layers.{i}"
 T = "transformer.h.{i}"
@@ -157,7 +159,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "starcoder2": (*TRUNK, *PRE_NORMS, *mlp(f"{L}.mlp", "c_fc", "c_proj")),
     "phi": (
-        *ends("model.embed_tokens", "model.final_layernorm"),
+        *ends("model.embed_tokens", "model.final_layernorm"), *HEAD_BIAS,
         *norm(f"{L}.input_layernorm", "layers/attention_norm"),
         *attention(f"{L}.self_attn", "q_proj", "k_proj", "v_proj", "dense"),
         *qk_norm(f"{L}.self_attn.q_layernorm", f"{L}.self_attn.k_layernorm", "H -> H"),
@@ -176,7 +178,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
         *mlp(f"{T}.mlp", "c_fc", "c_proj"),
     ),
     "gptj": (
-        *ends("transformer.wte", "transformer.ln_f"),
+        *ends("transformer.wte", "transformer.ln_f"), *HEAD_BIAS,
         *norm(f"{T}.ln_1", "layers/attention_norm"),
         *attention(f"{T}.attn", "q_proj", "k_proj", "v_proj", "out_proj"),
         *mlp(f"{T}.mlp", "fc_in", "fc_out"),

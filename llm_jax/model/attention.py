@@ -23,12 +23,14 @@ Q_AXES, KV_AXES = ("batch", "time", "heads", None), ("batch", None, "kv_heads", 
 PLACES_AXES = Places(("batch", "time"), ("batch", None), ("batch", "time"), ("batch", None))
 
 
+Rotary = tuple[jax.Array, jax.Array]  # cos and sin, [B, T, 1, rotary_dim / 2]
+
+
 class View(NamedTuple):
     """What layers of one kind know about the tokens."""
 
     plan: Plan  # who sees whom, and which tiles that leaves to compute
-    cos: jax.Array | None  # rotary tables [B, T, 1, rotary_dim / 2]; None without RoPE
-    sin: jax.Array | None
+    rotary: Rotary | None  # None without RoPE
 
 
 class Context(NamedTuple):
@@ -161,14 +163,13 @@ def attend(
 
 
 def rotary_tables(
-    context: Context, is_local: jax.Array | None
-) -> tuple[jax.Array | None, jax.Array | None]:
+    config: ModelConfig, context: Context, is_local: jax.Array | None
+) -> Rotary | None:
     """cos and sin of the layer's kind."""
-    _, cos, sin = context.views[0]
-    _, local_cos, local_sin = context.views[-1]
-    if is_local is None or cos is None or sin is None:
-        return cos, sin
-    return jnp.where(is_local, local_cos, cos), jnp.where(is_local, local_sin, sin)
+    usual, local = context.views[0].rotary, context.views[-1].rotary
+    if is_local is None or not config.local.rope_theta or usual is None or local is None:
+        return usual
+    return jnp.where(is_local, local[0], usual[0]), jnp.where(is_local, local[1], usual[1])
 
 
 class Attention(nn.Module):
@@ -192,9 +193,9 @@ class Attention(nn.Module):
         v_BTKH = self.project("value", x_BTD, K, "kv_heads")
         q_BTNH = self.norm_heads("query_norm", q_BTNH, "heads")
         k_BTKH = self.norm_heads("key_norm", k_BTKH, "kv_heads")
-        cos, sin = rotary_tables(context, is_local)
-        if cos is not None and sin is not None:
-            q_BTNH, k_BTKH = (rotate(config, x, cos, sin) for x in (q_BTNH, k_BTKH))
+        rotary = rotary_tables(config, context, is_local)
+        if rotary is not None:
+            q_BTNH, k_BTKH = (rotate(config, x, *rotary) for x in (q_BTNH, k_BTKH))
         k_BSKH, v_BSKH = k_BTKH, v_BTKH
         if layer_cache is not None:
             at = (0, context.slot, 0, 0)

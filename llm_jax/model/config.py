@@ -55,9 +55,6 @@ class RopeScaling:
 class Alibi:
     """Slopes of the bias on attention scores that grows with distance (2108.12409)."""
 
-    # of head counts that are no power of two: from the power below and then every second one of the
-    # power above (BLOOM), or every second one of the power above and then the rest (MPT)
-    rule: Literal["bloom", "mpt"] = "bloom"
     max: float = 8.0  # the flattest slope is 2^-max, for a power of two
     scaled: bool = False  # the bias is added before the scores are scaled (Falcon)
 

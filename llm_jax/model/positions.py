@@ -48,7 +48,7 @@ def document_frequencies(config: ModelConfig, lengths_BT: jax.Array) -> jax.Arra
     dim, factor = config.rotary_dim, scaling.factor
     stretch_BT1 = factor * jnp.maximum(lengths_BT1, original) / original - (factor - 1)
     exponents = (_exponents(config) * dim / (dim - 2)).astype(np.float32)
-    return short[None, None] * stretch_BT1 ** -exponents[None, None]
+    return jnp.asarray(short)[None, None] * stretch_BT1 ** -exponents[None, None]
 
 
 def document_lengths(positions_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
@@ -144,21 +144,16 @@ def rotate(config: ModelConfig, x_BTNH: jax.Array, cos: jax.Array, sin: jax.Arra
 def alibi_slopes(num_heads: int, alibi: Alibi = Alibi()) -> np.ndarray:
     """Slope of each query head, float32 [N] (Press et al., 2108.12409).
 
-    For n a power of two: 2^(-8 i / n), i = 1 .. n. For other counts BLOOM takes the slopes of the
-    power of two below, then every second slope of the one above; MPT of the one above first every
-    second slope, then the rest, as many as there are heads.
+    For n a power of two: 2^(-max i / n), i = 1 .. n. Otherwise the slopes of the power of two below,
+    then every second slope of the power of two above: BLOOM's rule, Falcon's, and, though it is
+    written from the power above, MPT's too.
     """
 
     def geometric(n: int) -> list[float]:
         return [2.0 ** (-alibi.max * i / n) for i in range(1, n + 1)]
 
     below = 2 ** math.floor(math.log2(num_heads))
-    if below == num_heads:
-        slopes = geometric(below)
-    elif alibi.rule == "bloom":
-        slopes = geometric(below) + geometric(2 * below)[::2]
-    else:
-        slopes = geometric(2 * below)[1::2] + geometric(2 * below)[::2]
+    slopes = geometric(below) + geometric(2 * below)[::2]
     return np.array(slopes[:num_heads], np.float32)
 
 

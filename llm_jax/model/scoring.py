@@ -4,6 +4,8 @@ Training and evaluation read the model here. Logits, [B, T, V], never exist: see
 `llm_jax.kernels.cross_entropy`.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 
@@ -37,8 +39,9 @@ def target_loss(
       z_loss: weight of the z-penalty.
     """
     x_BTD, _ = hidden_states(params, config, tokens_BT, positions_BT, segments_BT)
-    head_DV, split = head_weights(params, config), _split(config, x_BTD)
-    return cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, z_loss=z_loss, split=split)
+    head_DV = head_weights(params, config)
+    options = _options(params, config, x_BTD)
+    return cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, z_loss=z_loss, **options)
 
 
 def target_nats(
@@ -51,7 +54,17 @@ def target_nats(
 ) -> tuple[jax.Array, jax.Array]:
     """Negative log-probability of every target, and log Z: two float32 [B, T], differentiable."""
     x_BTD, _ = hidden_states(params, config, tokens_BT, positions_BT, segments_BT)
-    return token_nats(x_BTD, head_weights(params, config), targets_BT, split=_split(config, x_BTD))
+    head_DV = head_weights(params, config)
+    return token_nats(x_BTD, head_DV, targets_BT, **_options(params, config, x_BTD))
+
+
+def _options(params: Params, config: ModelConfig, x_BTD: jax.Array) -> dict[str, Any]:
+    """What turns states into logits besides the head, and how the mesh splits the arrays."""
+    return {
+        "bias_V": params["head_bias"] if config.head_bias else None,
+        "soft_cap": config.logit_soft_cap,
+        "split": _split(config, x_BTD),
+    }
 
 
 def _split(config: ModelConfig, x_BTD: jax.Array) -> Split:

@@ -144,9 +144,9 @@ def make_context(
     places = (positions_BT, kv_positions_BS, segments_BT, kv_segments_BS)
 
     def view(window: int) -> View:
-        tables = (None, None)
+        rotary = None
         if config.position == "rope":
-            tables = rope_tables(config, positions_BT, segments_BT, is_local=window > 0)
-        return View(plan_attention(config, *places, in_rows=cache is None, window=window), *tables)
+            rotary = rope_tables(config, positions_BT, segments_BT, is_local=window > 0)
+        return View(plan_attention(config, *places, in_rows=cache is None, window=window), rotary)
 
     return Context(tuple(view(window) for window in windows(config)), slot), cache

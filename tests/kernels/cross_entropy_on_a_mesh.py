@@ -26,19 +26,22 @@ def main() -> None:
         B, T, D, V = shape
         xla_tiled.TILE_BYTES = 4 * 16 * V
         x, head, targets, weights = inputs(number, shape)
+        bias = np.random.default_rng(number).normal(size=V).astype(np.float32)
 
-        def losses(x, head, targets, weights, split=None):
+        def losses(x, head, bias, targets, weights, split=None):
             value, sums = cross_entropy(
-                x, head, targets, weights, z_loss=0.1, soft_cap=20.0, split=split
+                x, head, targets, weights, bias_V=bias, z_loss=0.1, soft_cap=20.0, split=split
             )
-            nats, log_z = token_nats(x, head, targets, split=split)
+            nats, log_z = token_nats(x, head, targets, bias_V=bias, split=split)
             return value + (nats * weights**2 + log_z).sum(), (sums, nats)
 
-        gradient = lambda losses: jax.jit(jax.value_and_grad(losses, (0, 1), has_aux=True))  # noqa: E731
-        alone = gradient(losses)(x, head, targets, weights)
+        gradient = lambda losses: jax.jit(jax.value_and_grad(losses, (0, 1, 2), has_aux=True))  # noqa: E731
+        alone = gradient(losses)(x, head, bias, targets, weights)
         names = ("data", "fsdp", "tensor", "context")
         mesh = make_mesh(MeshConfig(**dict(zip(names, mesh_sizes, strict=True))))
-        axes = (("batch", "time", None), ("embed", "vocab"), ("batch", "time"), ("batch", "time"))
+        axes = (
+            ("batch", "time", None), ("embed", "vocab"), ("vocab",), ("batch", "time"), ("batch", "time"),
+        )  # fmt: skip
         with jax.set_mesh(mesh):
             split = Split(
                 mesh_axes("batch", B), mesh_axes("time", T), mesh_axes("embed", D), mesh_axes("vocab", V)
@@ -46,7 +49,7 @@ def main() -> None:
             on_mesh = lambda *given, split=split: losses(*given, split=split)  # noqa: E731
             placed = [
                 jax.device_put(a, NamedSharding(mesh, partition_spec(names, a.shape, mesh)))
-                for a, names in zip((x, head, targets, weights), axes, strict=True)
+                for a, names in zip((x, head, bias, targets, weights), axes, strict=True)
             ]
             program = gradient(on_mesh).lower(*placed).compile()
             result = program(*placed)

@@ -84,6 +84,34 @@ def test_loss_and_gradients_are_those_of_float64(z_loss, soft_cap):
     np.testing.assert_allclose(alone, value, rtol=1e-6, err_msg="the value without gradients")
 
 
+@pytest.mark.parametrize("soft_cap", [0.0, 5.0])
+def test_a_bias_of_the_head_is_an_input_that_is_always_one(soft_cap):
+    x, head, targets, weights = inputs(seed=11)
+    bias = np.random.default_rng(12).normal(size=V).astype(np.float32)
+    pulls = tuple(np.random.default_rng(13).normal(size=(2, B, T)).astype(np.float32))
+    as_input = np.concatenate([x, np.ones((B, T, 1))], axis=2), np.concatenate([head, bias[None]])
+
+    def loss(x, head, bias):
+        return cross_entropy(x, head, targets, weights, bias_V=bias, z_loss=0.3, soft_cap=soft_cap)[
+            0
+        ]
+
+    def pulled(x, head, bias):
+        nats, log_z = token_nats(x, head, targets, bias_V=bias, soft_cap=soft_cap)
+        return (nats * pulls[0] + log_z * pulls[1]).sum()
+
+    _, dx, dhead, _ = exact_loss(*as_input, targets, weights, z_loss=0.3, soft_cap=soft_cap)
+    _, _, pulled_dx, pulled_dhead = exact(*as_input, targets, lambda _: pulls, soft_cap)
+    for function, by_x, by_head in ((loss, dx, dhead), (pulled, pulled_dx, pulled_dhead)):
+        got = jax.jit(jax.grad(function, (0, 1, 2)))(x, head, bias)
+        wanted = (by_x[..., :D], by_head[:D], by_head[D])
+        for gradient, want in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(gradient, want, rtol=1e-4, atol=1e-5)
+    nats, _ = token_nats(x, head, targets, bias_V=bias, soft_cap=soft_cap)
+    defined, _ = reference.token_nats(x, head, targets, soft_cap, jnp.asarray(bias))
+    np.testing.assert_allclose(nats, defined, rtol=1e-4, atol=1e-5)
+
+
 def test_a_factor_on_the_loss_scales_its_gradients_and_the_parts_have_none():
     given = inputs(seed=1)
 

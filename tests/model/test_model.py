@@ -8,8 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llm_jax.config import from_dict, to_dict
 from llm_jax.errors import ConfigError
 from llm_jax.model import (
+    Alibi,
+    Local,
+    ModelConfig,
     RopeScaling,
     abstract_params,
     count_params,
@@ -21,7 +25,14 @@ from llm_jax.model import (
     target_loss,
 )
 from llm_jax.model.layers import Norm
-from llm_jax.model.positions import alibi_slopes, rope_amplitude, rope_frequencies
+from llm_jax.model.positions import (
+    alibi_slopes,
+    config_slopes,
+    document_frequencies,
+    document_lengths,
+    rope_amplitude,
+    rope_frequencies,
+)
 from tests.model import numpy_decoder
 from tests.tiny import BLOOM, FAMILIES, GPT2, LLAMA, random_batch
 
@@ -56,7 +67,10 @@ def test_packed_rows_give_each_document_the_logits_of_independent_maths(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cached_decoding_equals_the_full_forward(family):
-    config = FAMILIES[family]
+    cached_decoding_equals_the_full_forward(FAMILIES[family])
+
+
+def cached_decoding_equals_the_full_forward(config):
     params = noisy_params(config)
     tokens_BT = np.random.default_rng(0).integers(0, 64, (2, 12), dtype=np.int32)
     positions_BT = np.tile(np.arange(12, dtype=np.int32), (2, 1))
@@ -101,8 +115,62 @@ def test_bfloat16_computes_in_bfloat16_over_float32_parameters():
     assert 0 < float(jnp.max(jnp.abs(rough - exact))) < 0.05
 
 
+# every switch of the decoder that the families of tests/tiny.py leave alone
+GEMMA = dataclasses.replace(
+    LLAMA, norm="rms_plus_one", norm_placement="both", qk_norm="head", num_layers=3,
+    embedding_multiplier=32**0.5, tied_embeddings=True, attention_scale=0.3, attention_soft_cap=2.0,
+    logit_soft_cap=3.0, local=Local(window=5, full_every=2, rope_theta=100.0),
+)  # fmt: skip
+COHERE = dataclasses.replace(
+    LLAMA, norm="layer_no_bias", qk_norm="each_head", residual="parallel_one_norm", head_bias=True,
+    logit_multiplier=0.25, local=Local(window=4, first=1),
+)  # fmt: skip
+OLMO = dataclasses.replace(
+    LLAMA, norm_placement="output", qk_norm="whole", residual_multiplier=0.5, qkv_clip=1.0,
+    embedding_norm=True,
+)  # fmt: skip
+SWITCHED = {"gemma": GEMMA, "cohere": COHERE, "olmo": OLMO}
+
+
+@pytest.mark.parametrize("family", SWITCHED)
+def test_cached_decoding_with_every_switch_equals_the_full_forward(family):
+    cached_decoding_equals_the_full_forward(SWITCHED[family])
+
+
+@pytest.mark.parametrize("family", SWITCHED)
+def test_a_training_step_of_every_switch_has_gradients_for_all_parameters_and_remat_keeps_them(
+    family,
+):
+    config = SWITCHED[family]
+    batch = random_batch(seed=5, rows=2, length=16)
+    params = noisy_params(config)
+
+    def gradients(config):
+        def loss(params):
+            return target_loss(params, config, *batch)[0]
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    (value, plain), (_, other) = (
+        gradients(config),
+        gradients(dataclasses.replace(config, remat="dots")),
+    )
+    assert np.isfinite(value)
+    jax.tree.map(lambda g: pytest.fail("no gradient") if not np.any(g) else None, plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, other)
+
+
+@pytest.mark.parametrize("family", SWITCHED)
+def test_a_fresh_model_of_every_switch_starts_near_a_uniform_guess(family):
+    config = dataclasses.replace(SWITCHED[family], attention="reference")
+    batch = random_batch(seed=6, rows=4, length=32)
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(3))
+    _, sums = target_loss(params, config, *batch)
+    assert float(sums.nats / sums.targets) == pytest.approx(math.log(64), abs=0.6)
+
+
 def test_every_parameter_has_one_logical_axis_per_dimension():
-    for config in FAMILIES.values():
+    for config in (*FAMILIES.values(), *SWITCHED.values()):
         axes, shapes = logical_axes(config), abstract_params(config)
         jax.tree.map(
             lambda leaf, names: pytest.fail(str(names)) if len(names) != leaf.ndim else None,
@@ -125,10 +193,86 @@ def test_flops_count_the_causal_half_of_attention_once():
     assert flops_per_token(LLAMA, 4) == 3 * (2 * (projections + mlp + scores_and_values) + head)
 
 
+def test_flops_of_local_layers_count_the_keys_in_the_window():
+    windowed = dataclasses.replace(LLAMA, local=Local(window=2, first=1))  # the second of two
+    saved = 2 * 2 * 4 * 8 * ((1 + 2 + 3 + 4) - (1 + 2 + 2 + 2)) / 4
+    assert flops_per_token(windowed, 4) == flops_per_token(LLAMA, 4) - 3 * saved
+    assert flops_per_token(dataclasses.replace(LLAMA, local=Local(window=9)), 4) == flops_per_token(LLAMA, 4)  # fmt: skip
+
+
+def test_local_layers_are_those_past_the_first_that_no_full_one_interrupts():
+    def layers(**local):
+        return dataclasses.replace(LLAMA, num_layers=6, local=Local(**local)).local_layers
+
+    assert layers(first=2) == (False,) * 6, "no window, no local layer"
+    assert layers(window=3) == (True,) * 6
+    assert layers(window=3, full_every=3) == (True, True, False) * 2
+    assert layers(window=3, first=3, full_every=2) == (False, False, False, False, True, False)
+
+
+def test_document_lengths_are_those_of_each_document_so_far():
+    positions = jnp.array([[0, 1, 2, 0, 1, 0, 0], [4, 5, 6, 7, 8, 9, 10]])
+    segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1] * 7])
+    lengths = document_lengths(positions, segments)
+    assert lengths[0, :5].tolist() == [3, 3, 3, 2, 2]
+    assert lengths[1].tolist() == [11] * 7
+
+
+def test_dynamic_scaling_raises_theta_beyond_the_length_it_was_trained_on():
+    # transformers' rule by hand, for 8 dimensions: theta (4 * 64 / 32 - 3)^(8 / 6) at twice the length
+    scaling = RopeScaling(kind="dynamic", factor=4.0, original_max_seq_len=32)
+    config = dataclasses.replace(LLAMA, rope_scaling=scaling)
+    short, long = document_frequencies(config, jnp.array([[20, 64]]))[0]
+    np.testing.assert_allclose(short, rope_frequencies(LLAMA), rtol=1e-6)
+    theta = 1e4 * (4 * 64 / 32 - 3) ** (8 / 6)
+    np.testing.assert_allclose(long, theta ** (-np.arange(0, 8, 2) / 8), rtol=1e-5)
+
+
+def test_longrope_divides_by_other_factors_in_longer_documents():
+    scaling = RopeScaling(
+        kind="longrope", factor=4.0, original_max_seq_len=16,
+        short_factors=(1.0, 1.0, 1.0, 2.0), long_factors=(1.0, 2.0, 4.0, 8.0),
+    )  # fmt: skip
+    config = dataclasses.replace(LLAMA, rope_scaling=scaling)
+    short, long = document_frequencies(config, jnp.array([[16, 17]]))[0]
+    np.testing.assert_allclose(short, rope_frequencies(LLAMA) / np.array([1, 1, 1, 2]), rtol=1e-6)
+    np.testing.assert_allclose(long, rope_frequencies(LLAMA) / np.array([1, 2, 4, 8]), rtol=1e-6)
+    assert rope_amplitude(config) == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"local": {"window": -1}}, "model.local.window=-1 must not be negative"),
+        ({"attention_soft_cap": -1.0}, "model.attention_soft_cap=-1.0 must be 0"),
+        ({"logit_multiplier": 0.0}, "model.logit_multiplier=0.0 must be above 0"),
+        ({"alibi": {"max": 0.0}}, "model.alibi.max=0.0 must be above 0"),
+        (
+            {"norm_placement": "both", "residual": "parallel_one_norm"},
+            "model.norm_placement='both' needs model.residual='sequential'",
+        ),
+        (
+            {"position": "none", "local": {"window": 4, "rope_theta": 1e4}},
+            "model.local.rope_theta=10000.0 needs model.position='rope'",
+        ),
+        (
+            {"rope_scaling": {"kind": "longrope", "factor": 4.0, "original_max_seq_len": 8}},
+            "short_factors has 0 numbers; longrope needs one for each of the 4",
+        ),
+    ],
+)  # fmt: skip
+def test_switches_that_do_not_fit_together_are_refused(changes, told):
+    with pytest.raises(ConfigError, match=told):
+        from_dict(ModelConfig, to_dict(LLAMA) | changes)
+
+
 def test_alibi_slopes_follow_the_paper_for_powers_of_two_and_bloom_for_the_rest():
     np.testing.assert_allclose(alibi_slopes(8), [2.0**-i for i in range(1, 9)])
     np.testing.assert_allclose(alibi_slopes(6), [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
     assert alibi_slopes(1) == pytest.approx([2**-8])
+    np.testing.assert_allclose(alibi_slopes(4, Alibi(max=16)), [2**-4, 2**-8, 2**-12, 2**-16])
+    falcon = dataclasses.replace(LLAMA, position="alibi", alibi=Alibi(scaled=True))
+    np.testing.assert_allclose(config_slopes(falcon), alibi_slopes(4) / math.sqrt(8))
 
 
 def test_rope_scaling_stretches_long_waves_and_keeps_short_ones():

@@ -41,11 +41,16 @@ def tiles_of_16_rows(monkeypatch):
     monkeypatch.setattr(xla_tiled, "TILE_BYTES", 4 * 16 * WIDE.vocab_size)
 
 
-@pytest.mark.parametrize("model", [LLAMA, BLOOM], ids=["own head", "tied"])
+# a head whose logits are scaled, shifted and capped
+CAPPED = dataclasses.replace(LLAMA, head_bias=True, logit_multiplier=3.0, logit_soft_cap=1.5)
+
+
+@pytest.mark.parametrize("model", [LLAMA, BLOOM, CAPPED], ids=["own head", "tied", "capped"])
 def test_the_loss_and_its_gradients_are_those_of_the_logits(model):
     batch = random_batch(seed=3, rows=2, length=24)
     model = dataclasses.replace(model, num_layers=1, attention="reference")  # compiles fast
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(2))
+    params |= {"head_bias": jnp.linspace(-1.0, 1.0, 64)} if model.head_bias else {}
 
     def from_logits(params):
         logits, _ = forward(params, model, *batch[:1], *batch[2:4])

@@ -23,6 +23,7 @@ def cross_entropy(
     targets_BT: jax.Array | np.ndarray,
     weights_BT: jax.Array | np.ndarray,
     *,
+    bias_V: jax.Array | np.ndarray | None = None,
     z_loss: float = 0.0,
     soft_cap: float = 0.0,
     split: Split | None = None,
@@ -38,6 +39,7 @@ def cross_entropy(
       head_DV: of that dtype, or float32 parameters, cast here: then dhead is not rounded.
       targets_BT: ids. One outside the vocabulary costs inf nats, unless its weight is 0.
       weights_BT: float32, 0 where the target does not count.
+      bias_V: floating, added to the logits (GPT-J, Phi); None: not.
       z_loss: weight of the z-penalty; 0: none.
       soft_cap: logits become soft_cap * tanh(logit / soft_cap) (Gemma 2, 2408.00118); 0: not.
       split: how the mesh in use splits the arrays; None: it does not.
@@ -45,7 +47,7 @@ def cross_entropy(
     Raises:
       ConfigError: an argument breaks one of these rules. Raised before anything is compiled.
     """
-    _check(x_BTD, head_DV, targets_BT, soft_cap)
+    _check(x_BTD, head_DV, bias_V, targets_BT, soft_cap)
     if weights_BT.shape != targets_BT.shape or not jnp.issubdtype(weights_BT.dtype, jnp.floating):
         raise ConfigError(
             f"weights_BT is {weights_BT.dtype.name} {weights_BT.shape}; it must be floating, "
@@ -55,7 +57,8 @@ def cross_entropy(
         raise ConfigError(f"z_loss={z_loss!r} must be finite and 0 (off) or above")
     rule = Rule(float(z_loss), float(soft_cap), split or Split())
     targets_BT, weights_BT = jnp.asarray(targets_BT), jnp.asarray(weights_BT, jnp.float32)
-    objective, sums = xla_tiled.cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, rule)
+    bias_V = None if bias_V is None else jnp.asarray(bias_V)
+    objective, sums = xla_tiled.cross_entropy(x_BTD, head_DV, bias_V, targets_BT, weights_BT, rule)
     return objective, jax.tree.map(lax.stop_gradient, sums)
 
 
@@ -64,6 +67,7 @@ def token_nats(
     head_DV: jax.Array,
     targets_BT: jax.Array | np.ndarray,
     *,
+    bias_V: jax.Array | np.ndarray | None = None,
     soft_cap: float = 0.0,
     split: Split | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -71,13 +75,18 @@ def token_nats(
 
     Arguments and errors as in `cross_entropy`; like there no [B, T, V] array, in backward neither.
     """
-    _check(x_BTD, head_DV, targets_BT, soft_cap)
+    _check(x_BTD, head_DV, bias_V, targets_BT, soft_cap)
     rule = Rule(0.0, float(soft_cap), split or Split())
-    return xla_tiled.token_nats(x_BTD, head_DV, jnp.asarray(targets_BT), rule)
+    bias_V = None if bias_V is None else jnp.asarray(bias_V)
+    return xla_tiled.token_nats(x_BTD, head_DV, bias_V, jnp.asarray(targets_BT), rule)
 
 
 def _check(
-    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array | np.ndarray, soft_cap: float
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    bias_V: jax.Array | np.ndarray | None,
+    targets_BT: jax.Array | np.ndarray,
+    soft_cap: float,
 ) -> None:
     if x_BTD.ndim != 3 or 0 in x_BTD.shape:
         raise ConfigError(
@@ -87,6 +96,13 @@ def _check(
     if head_DV.ndim != 2 or head_DV.shape[0] != D or not head_DV.shape[1]:
         raise ConfigError(
             f"head_DV has shape {head_DV.shape}; with x_BTD {x_BTD.shape} it must be ({D}, V)"
+        )
+    if bias_V is not None and (
+        bias_V.shape != head_DV.shape[1:] or not jnp.issubdtype(bias_V.dtype, jnp.floating)
+    ):
+        raise ConfigError(
+            f"bias_V is {bias_V.dtype.name} {bias_V.shape}; it must be floating, "
+            f"{head_DV.shape[1:]} as the head has columns"
         )
     if not jnp.issubdtype(x_BTD.dtype, jnp.floating) or x_BTD.dtype == jnp.float64:
         raise ConfigError(f"x_BTD is {x_BTD.dtype.name}; it must be float32 or narrower floating")

@@ -23,7 +23,9 @@ def precision(dtype: jnp.dtype) -> lax.Precision:
     return lax.Precision.DEFAULT if jnp.finfo(dtype).bits < 32 else lax.Precision.HIGHEST
 
 
-def logits(x_MD: jax.Array, head_DV: jax.Array, soft_cap: float) -> jax.Array:
+def logits(
+    x_MD: jax.Array, head_DV: jax.Array, bias_V: jax.Array | None, soft_cap: float
+) -> jax.Array:
     """Scores [M, V], summed in float32; soft_cap * tanh(score / soft_cap) where it is not 0."""
     logits_MV = jnp.einsum(
         "md,dv->mv",
@@ -32,15 +34,21 @@ def logits(x_MD: jax.Array, head_DV: jax.Array, soft_cap: float) -> jax.Array:
         precision=precision(x_MD.dtype),
         preferred_element_type=jnp.float32,
     )
+    if bias_V is not None:
+        logits_MV += bias_V.astype(jnp.float32)[None]
     return soft_cap * jnp.tanh(logits_MV / soft_cap) if soft_cap else logits_MV
 
 
 def token_nats(
-    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, soft_cap: float = 0.0
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    targets_BT: jax.Array,
+    soft_cap: float = 0.0,
+    bias_V: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Of every token: log Z - logit of its target, and log Z. Two float32 [B, T]."""
     B, T, D = x_BTD.shape
-    logits_BTV = logits(x_BTD.reshape(B * T, D), head_DV, soft_cap).reshape(B, T, -1)
+    logits_BTV = logits(x_BTD.reshape(B * T, D), head_DV, bias_V, soft_cap).reshape(B, T, -1)
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
     return log_z_BT - target_BT, log_z_BT

@@ -51,6 +51,13 @@ class Rule(NamedTuple):
     split: Split
 
 
+class Head(NamedTuple):
+    """What turns hidden states into logits, and their gradients."""
+
+    head_DV: jax.Array
+    bias_V: jax.Array | None
+
+
 class _Tile(NamedTuple):
     """One tile after the softmax: p_tV = share_tV * scale_t."""
 
@@ -75,8 +82,9 @@ def tile_rows(M: int, V: int) -> int:
     return -(-per_tile // 16) * 16
 
 
-def _softmax(x_tD: jax.Array, head_DV: jax.Array, target_t: jax.Array, rule: Rule) -> _Tile:
-    logits_tV = logits(x_tD, head_DV, rule.soft_cap)
+def _softmax(x_tD: jax.Array, head: Head, target_t: jax.Array, rule: Rule) -> _Tile:
+    head_DV, bias_V = head
+    logits_tV = logits(x_tD, head_DV, bias_V, rule.soft_cap)
     V, vocab = head_DV.shape[1], rule.split.vocab
     column_t = target_t - (lax.axis_index(vocab) * V if vocab else 0)
     own_t = (column_t >= 0) & (column_t < V)
@@ -129,18 +137,18 @@ def _add_product(total_DV: jax.Array, x_tD: jax.Array, grad_tV: jax.Array) -> ja
 
 def _sweep(
     x_BTD: jax.Array,
-    head_DV: jax.Array,
+    head: Head,
     targets_BT: jax.Array,
     given: tuple[jax.Array, ...],
     rule: Rule,
     weighing: Weighing | None,
-) -> tuple[jax.Array, ...]:
+) -> tuple[Any, ...]:
     """One device's tokens, tile by tile: nats_BT, log_z_BT and, with a `weighing`, dx and dhead.
 
     `given` are [B, T] arrays that `weighing` gets a tile of, after log Z. dx and dhead are float32
     where they are yet to be added up over the mesh.
     """
-    (B, T, D), V = x_BTD.shape, head_DV.shape[1]
+    (B, T, _), V = x_BTD.shape, head.head_DV.shape[1]
     M = B * T
     t = tile_rows(M, V)
     I = -(-M // t)
@@ -154,67 +162,79 @@ def _sweep(
 
     grad_dtype = jnp.float32 if rule.split.vocab else x_BTD.dtype
 
-    def turn(dhead_DV: Any, rows: tuple) -> tuple[Any, tuple]:
+    def turn(dhead: Any, rows: tuple) -> tuple[Any, tuple]:
         x_tD, target_t, *given_t = rows
-        tile = _softmax(x_tD, head_DV, target_t, rule)
+        tile = _softmax(x_tD, head, target_t, rule)
         if weighing is None:
-            return dhead_DV, (tile.nats_t, tile.log_z_t)
-        grad_tV = _grad_logits(tile, *weighing(tile.log_z_t, *given_t), rule).astype(x_tD.dtype)
+            return dhead, (tile.nats_t, tile.log_z_t)
+        exact_tV = _grad_logits(tile, *weighing(tile.log_z_t, *given_t), rule)
+        grad_tV = exact_tV.astype(x_tD.dtype)
         dx_tD = jnp.einsum(
             "tv,dv->td",
             grad_tV,
-            head_DV,
+            head.head_DV,
             precision=precision(x_tD.dtype),
             preferred_element_type=jnp.float32,
         )
-        dhead_DV = _add_product(dhead_DV, x_tD, grad_tV)
-        return dhead_DV, (tile.nats_t, tile.log_z_t, dx_tD.astype(grad_dtype))
+        dbias_V = None if head.bias_V is None else dhead.bias_V + exact_tV.sum(axis=0)
+        dhead = Head(_add_product(dhead.head_DV, x_tD, grad_tV), dbias_V)
+        return dhead, (tile.nats_t, tile.log_z_t, dx_tD.astype(grad_dtype))
 
-    start = None if weighing is None else jnp.zeros((D, V), jnp.float32)
-    dhead_DV, results = lax.scan(turn, start, jax.tree.map(tiles, (x_BTD, targets_BT, *given)))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), head)
+    start = None if weighing is None else zeros
+    dhead, results = lax.scan(turn, start, jax.tree.map(tiles, (x_BTD, targets_BT, *given)))
     results = tuple(tokens(x) for x in results)
-    return results if weighing is None else (*results, dhead_DV)
+    return results if weighing is None else (*results, dhead)
 
 
 def _on_mesh(
     x_BTD: jax.Array,
-    head_DV: jax.Array,
+    head: Head,
     targets_BT: jax.Array,
     given: tuple[jax.Array, ...],
     rule: Rule,
     weighing: Weighing | None,
-) -> tuple[jax.Array, ...]:
+) -> tuple[Any, ...]:
     """`_sweep` of whole arrays: each device its part, gradients summed, laid out as x and head."""
     split = rule.split
     token_axes = (*split.batch, *split.time)
     scattered = tuple(axis for axis in split.embed if axis in token_axes)
     summed = tuple(axis for axis in token_axes if axis not in scattered)
 
-    def part(x_BTD: jax.Array, head_DV: jax.Array, *per_token: jax.Array) -> tuple[jax.Array, ...]:
+    def part(x_BTD: jax.Array, head: Head, *per_token: jax.Array) -> tuple[Any, ...]:
         targets_BT, *given = per_token
-        results = _sweep(x_BTD, head_DV, targets_BT, tuple(given), rule, weighing)
+        results = _sweep(x_BTD, head, targets_BT, tuple(given), rule, weighing)
         if weighing is None:
             return results
-        nats_BT, log_z_BT, dx_BTD, dhead_DV = results
+        nats_BT, log_z_BT, dx_BTD, (dhead_DV, dbias_V) = results
         dx_BTD = lax.psum(dx_BTD, split.vocab) if split.vocab else dx_BTD
         if scattered:
             dhead_DV = lax.psum_scatter(dhead_DV, scattered, scatter_dimension=0, tiled=True)
         dhead_DV = lax.psum(dhead_DV, summed) if summed else dhead_DV
-        return nats_BT, log_z_BT, dx_BTD.astype(x_BTD.dtype), dhead_DV
+        if dbias_V is not None and token_axes:
+            dbias_V = lax.psum(dbias_V, token_axes)
+        return nats_BT, log_z_BT, dx_BTD.astype(x_BTD.dtype), Head(dhead_DV, dbias_V)
 
-    head_DV = head_DV.astype(x_BTD.dtype)  # before it is gathered over the axes of `embed`
+    head = head._replace(
+        head_DV=head.head_DV.astype(x_BTD.dtype)
+    )  # before it is gathered over the axes of `embed`
     if not any(split):
-        return part(x_BTD, head_DV, targets_BT, *given)
+        return part(x_BTD, head, targets_BT, *given)
     by_token = PartitionSpec(split.batch or None, split.time or None)
-    by_vocab = PartitionSpec(None, split.vocab or None)
-    dhead = PartitionSpec(scattered or None, split.vocab or None)
+    bias = None if head.bias_V is None else PartitionSpec(split.vocab or None)
+    by_vocab = Head(PartitionSpec(None, split.vocab or None), bias)  # pyright: ignore
+    dhead = Head(PartitionSpec(scattered or None, split.vocab or None), bias)  # pyright: ignore
     mapped = jax.shard_map(
         part,
         in_specs=(by_token, by_vocab, by_token, *(by_token for _ in given)),
         out_specs=(by_token,) * 2 if weighing is None else (*(by_token,) * 3, dhead),
         check_vma=False,  # nothing is differentiated inside
     )
-    return mapped(x_BTD, head_DV, targets_BT, *given)
+    return mapped(x_BTD, head, targets_BT, *given)
+
+
+def _as_stored(dhead: Head, head: Head) -> Head:
+    return jax.tree.map(lambda gradient, weight: gradient.astype(weight.dtype), dhead, head)
 
 
 def _scaled(gradient: jax.Array, factor: jax.Array) -> jax.Array:
@@ -229,63 +249,83 @@ def _objective(
 
 
 def _loss(
-    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, rule: Rule
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    bias_V: jax.Array | None,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    rule: Rule,
 ) -> tuple[jax.Array, LossSums]:
-    nats_BT, log_z_BT = _on_mesh(x_BTD, head_DV, targets_BT, (), rule, None)
+    nats_BT, log_z_BT = _on_mesh(x_BTD, Head(head_DV, bias_V), targets_BT, (), rule, None)
     return _objective(nats_BT, log_z_BT, weights_BT, rule)
 
 
 def _loss_saving(
-    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array, rule: Rule
-) -> tuple[tuple[jax.Array, LossSums], tuple[jax.Array, jax.Array]]:
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    bias_V: jax.Array | None,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    rule: Rule,
+) -> tuple[tuple[jax.Array, LossSums], tuple[jax.Array, Head]]:
     """The objective is one number, so its gradients are known before backward, up to a factor."""
 
     def weighing(log_z_t: jax.Array, weight_t: jax.Array) -> tuple[jax.Array, jax.Array]:
         return weight_t, 2 * rule.z_loss * weight_t * log_z_t
 
-    nats_BT, log_z_BT, dx_BTD, dhead_DV = _on_mesh(
-        x_BTD, head_DV, targets_BT, (weights_BT,), rule, weighing
+    head = Head(head_DV, bias_V)
+    nats_BT, log_z_BT, dx_BTD, dhead = _on_mesh(
+        x_BTD, head, targets_BT, (weights_BT,), rule, weighing
     )
-    gradients = (dx_BTD, dhead_DV.astype(head_DV.dtype))
+    gradients = (dx_BTD, _as_stored(dhead, head))
     return _objective(nats_BT, log_z_BT, weights_BT, rule), gradients
 
 
 def _loss_backward(rule: Rule, saved: tuple, cotangents: tuple) -> tuple:
-    dx_BTD, dhead_DV = saved
     factor, _ = cotangents
-    return _scaled(dx_BTD, factor), _scaled(dhead_DV, factor), None, None
+    dx_BTD, (dhead_DV, dbias_V) = jax.tree.map(lambda x: _scaled(x, factor), saved)
+    return dx_BTD, dhead_DV, dbias_V, None, None
 
 
 def _nats(
-    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, rule: Rule
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    bias_V: jax.Array | None,
+    targets_BT: jax.Array,
+    rule: Rule,
 ) -> tuple[jax.Array, jax.Array]:
-    nats_BT, log_z_BT = _on_mesh(x_BTD, head_DV, targets_BT, (), rule, None)
+    nats_BT, log_z_BT = _on_mesh(x_BTD, Head(head_DV, bias_V), targets_BT, (), rule, None)
     return nats_BT, log_z_BT
 
 
 def _nats_saving(
-    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, rule: Rule
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    return _nats(x_BTD, head_DV, targets_BT, rule), (x_BTD, head_DV, targets_BT)
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    bias_V: jax.Array | None,
+    targets_BT: jax.Array,
+    rule: Rule,
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    saved = (x_BTD, Head(head_DV, bias_V), targets_BT)
+    return _nats(x_BTD, head_DV, bias_V, targets_BT, rule), saved
 
 
 def _nats_backward(rule: Rule, saved: tuple, cotangents: tuple) -> tuple:
     """Computes the logits again, tile by tile."""
-    x_BTD, head_DV, targets_BT = saved
+    x_BTD, head, targets_BT = saved
 
     def weighing(
         log_z_t: jax.Array, grad_nats_t: jax.Array, grad_log_z_t: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         return grad_nats_t, grad_log_z_t
 
-    _, _, dx_BTD, dhead_DV = _on_mesh(x_BTD, head_DV, targets_BT, cotangents, rule, weighing)
-    return dx_BTD, dhead_DV.astype(head_DV.dtype), None
+    _, _, dx_BTD, dhead = _on_mesh(x_BTD, head, targets_BT, cotangents, rule, weighing)
+    return (dx_BTD, *_as_stored(dhead, head), None)
 
 
 # nats + z_loss * z_penalty, which alone passes gradients back, and LossSums
-cross_entropy = jax.custom_vjp(_loss, nondiff_argnums=(4,))
+cross_entropy = jax.custom_vjp(_loss, nondiff_argnums=(5,))
 cross_entropy.defvjp(_loss_saving, _loss_backward)
 
 # as reference.token_nats
-token_nats = jax.custom_vjp(_nats, nondiff_argnums=(3,))
+token_nats = jax.custom_vjp(_nats, nondiff_argnums=(4,))
 token_nats.defvjp(_nats_saving, _nats_backward)

@@ -7,8 +7,8 @@ from typing import Any
 from llm_jax.config import nearest
 from llm_jax.errors import ConfigError
 from llm_jax.model.config import Alibi, Local, ModelConfig, RopeScaling
-from llm_jax.model.families.rules import Fields, find_pattern
-from llm_jax.model.families.table import FAMILIES, NO_MATHS
+from llm_jax.model.families.rules import NO_MATHS, Fields, find_pattern
+from llm_jax.model.families.table import FAMILIES
 
 
 def read(hf: Mapping[str, Any]) -> tuple[str, ModelConfig]:

@@ -18,6 +18,67 @@ Json = Mapping[str, Any]
 REQUIRED = object()
 
 
+# Fields that no forward pass of a text decoder in inference reads: names, ids, dropout, initialisers,
+# how to generate, other heads than the language model's.
+NO_MATHS = frozenset(
+    [
+        "architectures",
+        "model_type",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "_name_or_path",
+        "name_or_path",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "unk_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "attn_pdrop",
+        "embd_pdrop",
+        "resid_pdrop",
+        "emb_pdrop",
+        "attention_dropout",
+        "hidden_dropout",
+        "residual_dropout",
+        "embedding_dropout",
+        "classifier_dropout",
+        "dropout",
+        "initializer_range",
+        "use_cache",
+        "gradient_checkpointing",
+        "task_specific_params",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "problem_type",
+        "finetuning_task",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "use_return_dict",
+        "tokenizer_class",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+        "is_encoder_decoder",
+        "is_decoder",
+        "chunk_size_feed_forward",
+        "cache_implementation",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "attention_implementation",
+        "use_flash_attention_2",
+        "_commit_hash",
+        "initializer_factor",
+    ]
+)
+
+
 class Rule(Protocol):
     """Some fields of config.json, both ways."""
 
@@ -51,7 +112,7 @@ def given(hf: Json, names: tuple[str, ...], default: Any) -> Any:
     """
     found = {name: hf[name] for name in names if hf.get(name) is not None}
     values = list(found.values())
-    if any(value != values[0] for value in values):
+    if any(value != values[0] for value in values[1:]):
         raise ConfigError(f"config.json: {found} are names of one thing and must agree")
     if not values and default is REQUIRED:
         raise ConfigError(f"config.json: {names[0]} is missing; the model's size is not known")

@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_jax.model.config import Alibi, ModelConfig
 from llm_jax.model.families.rules import (
+    NO_MATHS,
     Custom,
     Fields,
     Json,
@@ -283,7 +284,7 @@ def mpt_attention() -> Custom:
         "attn_type": "multihead_attention", "prefix_lm": False, "qk_ln": False,
         "attn_uses_sequence_id": False, "alibi": True,
     }  # fmt: skip
-    unread = ("attn_pdrop", "attn_impl", "model_type")
+    unread = (*NO_MATHS, "attn_impl")
 
     def reader(hf: Json, fields: Fields) -> Fields:
         said = given(hf, ("attn_config",), {})
@@ -303,7 +304,7 @@ def mpt_attention() -> Custom:
         largest = number("attn_config.alibi_bias_max", given(said, ("alibi_bias_max",), 8), float)
         get: Callable[[str], float] = lambda name: number(name, given(said, (name,), 0.0), float)  # noqa: E731
         return {
-            "alibi": Alibi(rule="mpt", max=largest),
+            "alibi": Alibi(max=largest),
             "qkv_clip": get("clip_qkv"),
             "attention_scale": get("softmax_scale"),
         }

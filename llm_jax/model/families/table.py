@@ -23,66 +23,6 @@ from llm_jax.model.families.rules import (
     split_width,
 )
 
-# Fields that no forward pass of a text decoder in inference reads: names, ids, dropout, initialisers,
-# how to generate, other heads than the language model's.
-NO_MATHS = frozenset(
-    [
-        "architectures",
-        "model_type",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "_name_or_path",
-        "name_or_path",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "unk_token_id",
-        "sep_token_id",
-        "decoder_start_token_id",
-        "attn_pdrop",
-        "embd_pdrop",
-        "resid_pdrop",
-        "emb_pdrop",
-        "attention_dropout",
-        "hidden_dropout",
-        "residual_dropout",
-        "embedding_dropout",
-        "classifier_dropout",
-        "dropout",
-        "initializer_range",
-        "use_cache",
-        "gradient_checkpointing",
-        "task_specific_params",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "problem_type",
-        "finetuning_task",
-        "return_dict",
-        "output_attentions",
-        "output_hidden_states",
-        "use_return_dict",
-        "tokenizer_class",
-        "summary_type",
-        "summary_use_proj",
-        "summary_activation",
-        "summary_proj_to_labels",
-        "summary_first_dropout",
-        "is_encoder_decoder",
-        "is_decoder",
-        "chunk_size_feed_forward",
-        "cache_implementation",
-        "attn_implementation",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "attention_implementation",
-        "use_flash_attention_2",
-        "_commit_hash",
-        "initializer_factor",
-    ]
-)
-
 
 class Family(NamedTuple):
     """What is always so in a family, and how the rest is said."""
@@ -232,7 +172,7 @@ FAMILIES: dict[str, Family] = {
         {**GEMMA, "norm_placement": "both", "qk_norm": "head"},
         (
             *SANDWICH_RULES, special.window_by_pattern(full_every=6), rope(by_layer=True),
-            Maybe("attn_logit_softcapping", "attention_soft_cap"),
+            only("attn_logit_softcapping", None),  # transformers has the field but does not cap
             Maybe("final_logit_softcapping", "logit_soft_cap"),
         ),
     ),

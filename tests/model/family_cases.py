@@ -1,5 +1,10 @@
-"""Random tiny models of transformers, and their weights as ours. Needs torch and transformers."""
+"""Tiny models of every family, said as transformers' settings; weights made from names alone.
 
+What transformers gets of them is compared live (`test_families_oracle`) and stored
+(`tools/make_family_goldens.py`, `test_family_goldens`).
+"""
+
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -16,6 +21,10 @@ FALCON = {
     "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }  # fmt: skip
+NEOX = {
+    "vocab_size": 61, "hidden_size": 48, "intermediate_size": 44, "num_hidden_layers": 3,
+    "num_attention_heads": 3, "max_position_embeddings": 64,
+}  # fmt: skip
 MPT = {"vocab_size": 61, "d_model": 36, "n_layers": 3, "n_heads": 3, "max_seq_len": 64}
 WINDOWED = {"sliding_window": 5}
 ODD = {"num_attention_heads": 3, "num_key_value_heads": 3, "hidden_size": 36}
@@ -25,8 +34,8 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
     "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
 }  # fmt: skip
-YARN = {
-    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16,
+YARN = {  # with heads of 16 the blend lies between pairs 5 and 7
+    "rope_type": "yarn", "rope_theta": 1e2, "factor": 4.0, "original_max_position_embeddings": 4096,
 }  # fmt: skip
 LONG = {
     "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0, 1.1, 1.3, 1.6],
@@ -36,9 +45,29 @@ LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 
 
+EPS = {
+    **dict.fromkeys(("gpt_neox", "phi", "stablelm", "cohere"), "layer_norm_eps"),
+    **dict.fromkeys(
+        (
+            "llama",
+            "mistral",
+            "qwen2",
+            "qwen3",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "olmo2",
+            "granite",
+        ),
+        "rms_norm_eps",
+    ),
+    "starcoder2": "norm_epsilon",
+}
+
+
 def case(family: str, *settings: dict[str, Any], **more: Any) -> tuple[str, dict[str, Any]]:
-    """A family and the settings of one model of it."""
-    out: dict[str, Any] = {}
+    """A family and the settings of one model of it; the norms' epsilon is large enough to tell."""
+    out: dict[str, Any] = {EPS.get(family, "layer_norm_epsilon"): 0.05}
     for part in settings:
         out |= part
     return family, out | more
@@ -57,10 +86,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-dynamic-long": case(
         "llama", SIZES, max_position_embeddings=8, rope_parameters=DYNAMIC
     ),
-    "llama-yarn": case("llama", SIZES, rope_parameters=YARN),
+    "llama-yarn": case("llama", SIZES, head_dim=16, rope_parameters=YARN),
     "llama-yarn-fields": case(
-        "llama", SIZES,
-        rope_parameters={**YARN, "beta_fast": 8.0, "beta_slow": 0.5, "truncate": False, "mscale": 0.7,
+        "llama", SIZES, head_dim=16,
+        rope_parameters={**YARN, "beta_fast": 50.0, "beta_slow": 4.0, "truncate": False, "mscale": 0.7,
                          "mscale_all_dim": 1.2},
     ),
     "llama-longrope-short": case(
@@ -78,7 +107,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3": case("qwen3", SIZES, head_dim=10),
     "qwen3-biased-window": case(
-        "qwen3", SIZES, WINDOWED, head_dim=8, attention_bias=True, use_sliding_window=True,
+        "qwen3", SIZES, WINDOWED, head_dim=16, attention_bias=True, use_sliding_window=True,
         layer_types=["full_attention", "sliding_attention", "full_attention"],
         rope_parameters=YARN,
     ),
@@ -87,9 +116,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt2", OLD, tie_word_embeddings=False, scale_attn_weights=False, n_inner=50,
         activation_function="gelu",
     ),
-    "gpt_neox": case("gpt_neox", SIZES),
+    "gpt_neox": case("gpt_neox", NEOX),
     "gpt_neox-sequential": case(
-        "gpt_neox", SIZES, ODD, use_parallel_residual=False, attention_bias=False,
+        "gpt_neox", NEOX, use_parallel_residual=False, attention_bias=False,
         tie_word_embeddings=True, rope_parameters={**LINEAR, "partial_rotary_factor": 0.5},
     ),
     "gemma": case("gemma", SIZES, ONE_KV, head_dim=12),
@@ -108,7 +137,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma3_text-scaled-capped": case(
         "gemma3_text", SIZES, WINDOWED, head_dim=8, num_hidden_layers=7,
-        attn_logit_softcapping=2.0, final_logit_softcapping=3.0, rope_parameters={
+        final_logit_softcapping=3.0, rope_parameters={
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
             "full_attention": {"rope_type": "linear", "rope_theta": 1e5, "factor": 8.0},
         },
@@ -171,6 +200,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# documents of one row, and of another in which two are packed; longer than the windows, and on both
+# sides of the lengths that dynamic and longrope look at
+DOCUMENTS = tuple(
+    np.random.default_rng(length).integers(0, 61, length, dtype=np.int32) for length in (19, 8, 11)
+)
+COMPARED = 2  # positions of each document whose logits are stored, the last ones
+
+
 def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor's values from its name alone, so large that every switch of a tiny model matters.
 
@@ -180,6 +217,12 @@ def random_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     is_scale = (name.endswith("weight") and len(shape) == 1) or "q_norm" in name or "k_norm" in name
     values = rng.standard_normal(shape, np.float32) * np.float32(0.3)
     return values + np.float32(1) if is_scale else values
+
+
+def tensor_digest(shapes: dict[str, tuple[int, ...]]) -> str:
+    """A short name for a set of tensors: their names and shapes."""
+    lines = [f"{name} {list(shape)}" for name, shape in sorted(shapes.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def as_params(

@@ -9,41 +9,21 @@ import pytest
 
 from llm_jax.checkpoint import names
 from llm_jax.model import families, forward, init_cache
-from tests.checkpoint.transformers_oracle import CASES, as_params, random_weight
+from tests.model.family_cases import CASES, as_params
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 jitted_forward = jax.jit(forward, static_argnames="config")
 LENGTH = 19  # beyond the windows, and beyond the unscaled lengths of those that look at it
 
 
-def their_model(case):
-    """transformers' model of a case, with weights by name."""
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    family, settings = CASES[case]
-    config = transformers.AutoConfig.for_model(family, **settings)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(config, name, None)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model = model.eval().float()
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            value.copy_(torch.from_numpy(random_weight(name, tuple(value.shape))))
-    return model
-
-
 @pytest.fixture(scope="module", params=CASES)
 def pair(request, tmp_path_factory):
     """(their model, its config.json, its saved tensors)."""
-    from safetensors.numpy import load_file
+    from tools.make_family_goldens import saved, their_model
 
-    folder = tmp_path_factory.mktemp("saved")
     model = their_model(request.param)
-    model.save_pretrained(folder)
-    hf = json.loads((folder / "config.json").read_text())
-    return model, hf, load_file(folder / "model.safetensors")
+    hf, weights = saved(model, tmp_path_factory.mktemp("saved"))
+    return model, hf, weights
 
 
 def our_logits(params, config, ids):
@@ -71,7 +51,7 @@ def test_logits_are_those_of_transformers(pair):
 
 
 def test_tensors_survive_split_and_join_bit_for_bit_and_config_a_round_trip(pair):
-    model, hf, weights = pair
+    _, hf, weights = pair
     family, config = families.read(hf)
     assert {t.name for t in names.tensors(family, config)} == set(weights)
     for tensor in names.tensors(family, config):
@@ -90,9 +70,13 @@ def test_transformers_makes_the_same_model_of_the_config_we_write(pair):
     import transformers
 
     model, hf, _ = pair
+    from tools.make_family_goldens import IMPLEMENTATION
+
     written = families.write(*families.read(hf))
     their_config = transformers.AutoConfig.for_model(**json.loads(json.dumps(written)))
-    again = transformers.AutoModelForCausalLM.from_config(their_config, attn_implementation="eager")
+    again = transformers.AutoModelForCausalLM.from_config(
+        their_config, attn_implementation=IMPLEMENTATION.get(hf["model_type"], "eager")
+    )
     again.load_state_dict(model.state_dict())
     ids = torch.from_numpy(random_ids(1).astype(np.int64))
     with torch.no_grad():
@@ -121,7 +105,7 @@ def test_cached_greedy_generation_is_that_of_transformers(pair):
 
 
 def test_names_of_buffers_in_older_saves_are_ignored_and_no_tensor_is(pair):
-    _, hf, weights = pair
+    _, hf, _ = pair
     family, config = families.read(hf)
     patterns = names.ignored(family)
     needed = {t.name for t in names.tensors(family, config)} - {
