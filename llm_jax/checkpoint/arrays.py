@@ -6,6 +6,7 @@ left out and made again; writing goes on in threads that die with the interprete
 """
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 ITEM = "state"  # the subfolder that holds the arrays
 CHUNK_BYTES = 32 << 20  # of arrays written within a memory limit
+READ_BYTES = 256 << 20  # that may be on their way from files to devices, unless an array is larger
 TEMPORARY = "*.orbax-checkpoint-tmp*"  # what a killed save leaves behind
 
 # Orbax logs pages of traceback for every write that fails, and raises it as well: the store tells it in a line
@@ -60,6 +62,9 @@ def load(
     if saved:
         context = ocp.Context()
         context.pytree_options.loading.partial_load = True
+        # without a limit, all arrays are in memory twice for a moment
+        largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in saved.values())
+        context.memory_options.read_concurrent_bytes = max(largest + 1, READ_BYTES)
         with context:
             tree = ocp.load(os.path.abspath(folder), _nested(saved), checkpointable_name=ITEM)
         found = {name: _leaf(tree, name) for name in saved}
