@@ -183,6 +183,20 @@ def test_a_byte_level_tokenizer_goes_through_unchanged(tmp_path):
     assert "bos_token" in read_json(tmp_path / "back/tokenizer_config.json")
 
 
+def test_a_unigram_model_whose_tokenizer_json_would_differ_is_not_exported(padded, tmp_path):
+    from llm_jax import tokenizer
+    from llm_jax.data import prepare
+    from llm_jax.errors import DataError
+
+    text = Path(prepare.__file__).read_text(encoding="utf-8")
+    settings = tokenizer.TokenizerTrainConfig(kind="unigram", vocab_size=800, threads=1)
+    made = tokenizer.train(settings, [text, "-" * 17 + " " * 17])
+    with pytest.raises(
+        DataError, match=r"probe texts differ, first .*; export with --no-tokenizer"
+    ):
+        hf_files.tokenizer_for_export(made, made.files, 64)
+
+
 def hostile(folder, case):
     source_folder(folder, tokenizer=sentencepiece_bytes())
     config = read_json(folder / "config.json")

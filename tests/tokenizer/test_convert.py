@@ -1,6 +1,7 @@
 """A SentencePiece model and the tokenizer.json made of it give the same ids for everything that is probed."""
 
 import json
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -14,7 +15,15 @@ from llm_jax.tokenizer.sentencepiece import ModelProto, PieceType, SentencePiece
 from tests.tokenizer.conftest import TEXTS, small
 
 NAMES = json.dumps({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}).encode()
-CODE = ["x = '<0x41>' if a > 0 else b"] * 3  # unigram needs the characters that spell a byte piece
+# enough for a thousand learned pieces; unigram needs the characters that spell a byte piece
+SAMPLE = (Path(probe.__file__).parents[1] / "data/samples/zh-1.txt").read_text(encoding="utf-8")
+CODE = Path(probe.__file__).read_text(encoding="utf-8")
+CORPUS = [*TEXTS, SAMPLE[:20_000], CODE, "x = '<0x41>' if a > 0 else b"]
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return tokenizer.train(small(vocab_size=2500), CORPUS)
 
 
 def converted(model):
@@ -30,29 +39,39 @@ def edited(model, change):
     return SentencePieceTokenizer({"tokenizer.model": proto.SerializeToString()})
 
 
+def is_tie(model, difference):
+    """Whether both segmentations have the same score, up to the rounding of 32-bit sums."""
+    proto = ModelProto.FromString(model.files["tokenizer.model"])
+    sums = [sum(proto.pieces[id].score for id in ids) for ids in difference[2:]]
+    return difference.what == "ids" and sums[0] == pytest.approx(sums[1], abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {"kind": "bpe"},
-        {"kind": "unigram"},
-        {"kind": "bpe", "add_dummy_prefix": True},
-        {"kind": "unigram", "add_dummy_prefix": True},
-        {"kind": "bpe", "byte_fallback": False, "vocab_size": 300},
-        {"kind": "unigram", "byte_fallback": False, "vocab_size": 190},
+        {"kind": "bpe", "vocab_size": 2500},
+        {"kind": "unigram", "vocab_size": 2500},
+        {"kind": "bpe", "add_dummy_prefix": True, "vocab_size": 2500},
+        {"kind": "unigram", "add_dummy_prefix": True, "vocab_size": 2500},
+        {"kind": "bpe", "byte_fallback": False, "vocab_size": 2300},
+        {"kind": "unigram", "byte_fallback": False, "vocab_size": 2000},
     ],
     ids=str,
 )
 def test_a_converted_model_gives_the_same_ids_and_text(settings):
-    model = tokenizer.train(small(**settings), TEXTS + CODE)
+    model = tokenizer.train(small(**settings), CORPUS)
     other = converted(model)
     probes = probe.texts(model)
     assert len(probes) > 1500
-    assert probe.differences(model, other, probes) == []
+    found = probe.differences(model, other, probes)
+    if settings["kind"] == "unigram":
+        assert len(found) <= 2, "one text in a thousand, and only where repeats make ties"
+        found = [one for one in found if not is_tie(model, one)]
+    assert found == []
     assert other.vocab_size == model.vocab_size
     assert other.special_ids == model.special_ids
-    assert [other.piece_of(i) for i in range(400)] == [model.piece_of(i) for i in range(400)][
-        : model.vocab_size
-    ] + [""] * (400 - model.vocab_size)
+    ids = range(model.vocab_size)
+    assert [other.piece_of(id) for id in ids] == [model.piece_of(id) for id in ids]
 
 
 def test_the_probe_finds_merges_in_another_order_and_other_spaces(bpe):
