@@ -6,6 +6,7 @@ warnings are its own business.
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import warnings
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+# eager attention of transformers 5.24 adds Falcon's ALiBi twice; the default of others cannot soft-cap
+ATTENTION = {"falcon": "sdpa"}
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -75,11 +78,12 @@ class TheirModel:
         """
         import torch
 
+        family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         with _quiet() as transformers:
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.float32,
-                attn_implementation="eager",
+                attn_implementation=ATTENTION.get(family, "eager"),
                 use_safetensors=True,
                 output_loading_info=True,
                 **LOCAL,

@@ -12,9 +12,9 @@ from llm_jax.run import export, transformers_side
 from llm_jax.run.import_model import import_model
 from llm_jax.tokenizer import probe
 from tests.checkpoint import hf_folders
-from tests.checkpoint.test_families_oracle import their_model
-from tests.checkpoint.transformers_oracle import CASES
+from tests.model.family_cases import CASES
 from tests.tiny_text import sentencepiece_bytes
+from tools.make_family_goldens import their_model
 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]
 
