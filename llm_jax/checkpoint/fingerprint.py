@@ -130,8 +130,8 @@ class PendingFingerprints:
             for name, (first, second) in zip(names, np.asarray(values), strict=True):
                 found[name] = f"{int(first):08x}{int(second):08x}"
         for name, blocks in self._blocks.items():
-            first, second = np.sum(np.asarray(blocks), axis=0, dtype=np.uint32)
-            found[name] = f"{int(first):08x}{int(second):08x}"
+            first, second = np.asarray(blocks).sum(axis=0, dtype=np.uint32).tolist()
+            found[name] = f"{first:08x}{second:08x}"
         return found
 
 

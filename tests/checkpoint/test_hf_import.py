@@ -92,7 +92,9 @@ def test_mixed_dtypes_are_held_exactly(tmp_path):
         open_source(tmp_path, "int8")
 
 
-def test_buffers_and_tied_heads_of_older_saves_are_listed_and_a_save_without_prefix_is_read(tmp_path):
+def test_buffers_and_tied_heads_of_older_saves_are_listed_and_a_save_without_prefix_is_read(
+    tmp_path,
+):
     tied = LLAMA | {"tie_word_embeddings": True}
     tensors = hf_folders.weights(tied)
     old = tensors | {

@@ -269,8 +269,9 @@ def test_a_check_that_fails_ends_the_command_and_leaves_no_output(tmp_path, caps
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(padded, tmp_path, main, words, said, capsys):
-    places = {"PADDED": str(padded), "OUT": str(tmp_path / "out")}
-    assert cli.run(main, [places.get(word, word) for word in words]) == 2
+    places: dict[str, str] = {"PADDED": str(padded), "OUT": str(tmp_path / "out")}
+    given = [places.get(word, word) for word in words]
+    assert cli.run(main, given) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert said in error
