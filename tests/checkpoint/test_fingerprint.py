@@ -37,8 +37,8 @@ def test_every_dtype_agrees_with_the_definition(dtype):
     assert fingerprints({"x": array})["x"] == by_hand(words)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("shape", [(5, 1000, 1001), (BLOCK + 3,), (3, BLOCK // 2 + 7)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(5, 1000, 1001), (BLOCK + 3,)])
 def test_a_large_array_is_read_in_blocks_and_has_the_same_fingerprint(dtype, shape):
     array = jnp.asarray(np.arange(np.prod(shape), dtype=np.uint32).reshape(shape) % 251).astype(
         dtype

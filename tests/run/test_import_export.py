@@ -270,7 +270,7 @@ def test_a_check_that_fails_ends_the_command_and_leaves_no_output(tmp_path, caps
 )
 def test_a_mistake_is_one_line_and_exit_status_2(padded, tmp_path, main, words, said, capsys):
     places: dict[str, str] = {"PADDED": str(padded), "OUT": str(tmp_path / "out")}
-    given = [places.get(word, word) for word in words]
+    given = [str(places.get(word, word)) for word in words]
     assert cli.run(main, given) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
