@@ -114,8 +114,9 @@ def _check_logits(report: Report, model: Model, theirs: transformers_side.TheirM
         f"{numbers['max_relative']:.1e} of the largest logit (limit {MAX_RELATIVE:.0e}), "
         f"mean KL {numbers['kl_mean']:.3g}",
     )
-    count = min(GREEDY, model.config.max_seq_len - len(rows[0][:8]))
-    pairs = [_greedy_pair(model, theirs, ids[:8], count) for ids in rows]
+    prompt = max(1, min(8, model.config.max_seq_len // 2))
+    count = max(1, min(GREEDY, model.config.max_seq_len - prompt))
+    pairs = [_greedy_pair(model, theirs, ids[:prompt], count) for ids in rows]
     for ours, others, near in pairs:
         report.require(
             "logits",
