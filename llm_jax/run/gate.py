@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +43,30 @@ ALL_PARTS = (
 
 
 def check_model(
-    report: Report, model: Model, folder: Path, *, skip: str = "", round_to: str = ""
+    report: Report,
+    config: ModelConfig,
+    load: Callable[[], Model],
+    folder: Path,
+    *,
+    skip: str = "",
+    round_to: str = "",
 ) -> None:
     """Logits and greedy ids against transformers on `folder`; bits per character of ours.
 
     Args:
       report: where the results go.
-      model: ours, with the parameters that the folder holds or gave.
+      config: of ours.
+      load: gives ours, with the parameters that the folder holds or gave; called if there is memory.
       folder: a Hugging Face folder.
       skip: why not; empty: do it.
       round_to: dtype that ours were rounded to.
     """
-    skip = skip or too_large(model.config)
+    skip = skip or too_large(config)
     if skip:
         report.not_run("logits", skip)
         report.not_run("bits_per_character", skip)
         return
+    model = load()
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model.params)
     config = dataclasses.replace(model.config, dtype="float32", param_dtype="float32")
     exact = dataclasses.replace(model, config=config, params=params)
