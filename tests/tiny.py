@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from llm_jax.data.batch import Batch
-from llm_jax.model import ModelConfig
+from llm_jax.model import Local, ModelConfig
 
 LLAMA = ModelConfig(
     vocab_size=64,
@@ -30,7 +30,22 @@ GPTJ = dataclasses.replace(
     LLAMA, residual="parallel_one_norm", rope_pairing="interleaved", activation="relu_squared"
 )
 GPT2 = dataclasses.replace(LLAMA, position="learned", activation="relu", mlp_bias=True)
+# every switch of the decoder that those above leave alone
+GEMMA = dataclasses.replace(
+    LLAMA, norm="rms_plus_one", norm_placement="both", qk_norm="head", num_layers=3,
+    embedding_multiplier=32**0.5, tied_embeddings=True, attention_scale=0.3, attention_soft_cap=2.0,
+    logit_soft_cap=3.0, local=Local(window=5, full_every=2, rope_theta=100.0),
+)  # fmt: skip
+COHERE = dataclasses.replace(
+    LLAMA, norm="layer_no_bias", qk_norm="each_head", residual="parallel_one_norm", head_bias=True,
+    logit_multiplier=0.25, local=Local(window=4, first=1),
+)  # fmt: skip
+OLMO = dataclasses.replace(
+    LLAMA, norm_placement="output", qk_norm="whole", residual_multiplier=0.5, qkv_clip=1.0,
+    embedding_norm=True,
+)  # fmt: skip
 FAMILIES = {"llama": LLAMA, "bloom": BLOOM, "neox": NEOX, "gptj": GPTJ, "gpt2": GPT2}
+SWITCHED = {"gemma": GEMMA, "cohere": COHERE, "olmo": OLMO}
 
 
 def random_batch(seed: int, rows: int, length: int, vocab_size: int = 64) -> Batch:

@@ -74,6 +74,11 @@ class Local:
     full_every: int = 0  # Gemma 2: 2, Gemma 3: 6; 0: never
     rope_theta: float = 0.0  # of local layers, which are then not stretched (Gemma 3); 0: as others
 
+    def has(self, layer: int) -> bool:
+        """Whether this layer is local."""
+        full = self.full_every and (layer + 1) % self.full_every == 0
+        return bool(self.window) and layer >= self.first and not full
+
     def __post_init__(self) -> None:
         for name in ("window", "first", "full_every", "rope_theta"):
             if getattr(self, name) < 0:
@@ -210,13 +215,7 @@ class ModelConfig:
     @property
     def local_layers(self) -> tuple[bool, ...]:
         """Of every layer: whether it sees a window only."""
-        local = self.local
-        return tuple(
-            bool(local.window)
-            and layer >= local.first
-            and not (local.full_every and (layer + 1) % local.full_every == 0)
-            for layer in range(self.num_layers)
-        )
+        return tuple(self.local.has(layer) for layer in range(self.num_layers))
 
     @property
     def rotary_dim(self) -> int:

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 from llm_jax.checkpoint import names
 from llm_jax.errors import ConfigError
-from llm_jax.model import Alibi, Local, ModelConfig, RopeScaling, families
+from llm_jax.model import Alibi, Local, ModelConfig, RopeScaling, count_params, families
 from llm_jax.model.families.rules import find_pattern
 from tests.model.family_cases import CASES
 from tests.tiny import BLOOM, GPT2, GPTJ, LLAMA, NEOX
@@ -42,6 +44,7 @@ def test_a_plain_llama_is_the_tiny_one():
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "32"}, "hidden_size='32' must be a number"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers=2.5 must be a whole number"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers=1000000000000 must be at most 1024"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan must be finite"),
         ({"num_key_value_heads": 3}, "num_heads=4 must be a multiple of model.num_kv_heads=3"),
         ({"logit_cap": 30.0}, "logit_cap='30.0' is not known for llama"),
@@ -130,6 +133,61 @@ def test_old_and_new_rope_fields_say_the_same():
     assert config_of(phi3).rope_scaling == RopeScaling(
         kind="yarn", factor=4.0, original_max_seq_len=16
     )
+
+
+# published files, shortened to what their families read or must know to skip
+PUBLISHED = {
+    "gpt2": {
+        "activation_function": "gelu_new", "attn_pdrop": 0.1, "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-5, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
+        "n_positions": 1024, "summary_type": "cls_index", "task_specific_params": {"text": 1},
+        "vocab_size": 50257,
+    },
+    "gpt_neox": {
+        "hidden_act": "gelu", "hidden_size": 512, "intermediate_size": 2048, "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 2048, "num_attention_heads": 8, "num_hidden_layers": 6,
+        "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
+        "use_parallel_residual": True, "vocab_size": 50304,
+    },
+    "falcon": {
+        "alibi": False, "apply_residual_connection_post_layernorm": False, "bias": False,
+        "hidden_dropout": 0.0, "hidden_size": 4544, "layer_norm_epsilon": 1e-5, "multi_query": True,
+        "new_decoder_architecture": False, "num_attention_heads": 71, "num_hidden_layers": 32,
+        "parallel_attn": True, "vocab_size": 65024,
+    },
+    "starcoder2": {
+        "activation_function": "gelu", "attention_softmax_in_fp32": True,
+        "hidden_act": "gelu_pytorch_tanh", "hidden_size": 3072, "intermediate_size": 12288,
+        "layer_norm_epsilon": 1e-5, "max_position_embeddings": 16384, "mlp_type": "default",
+        "norm_epsilon": 1e-5, "norm_type": "layer_norm", "num_attention_heads": 24,
+        "num_hidden_layers": 30, "num_key_value_heads": 2, "rope_theta": 999999.4420358813,
+        "scale_attn_weights": True, "sliding_window": 4096, "use_bias": True, "vocab_size": 49152,
+    },
+}  # fmt: skip
+COUNTS = {
+    "gpt2": 124_439_808, "gpt_neox": 70_426_624, "falcon": 6_921_720_704, "starcoder2": 3_030_371_328,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_published_files_are_read_and_have_the_published_number_of_parameters(family):
+    """GPT-2, Pythia-70M, Falcon-7B, StarCoder2-3B."""
+    _, config = families.read({"model_type": family, **PUBLISHED[family]})
+    assert count_params(config) == COUNTS[family]
+
+
+def test_tensors_are_taken_apart_as_views_of_any_type_and_joined_bit_for_bit():
+    _, config = families.read(plain("falcon", num_kv_heads=2, new_decoder_architecture=True))
+    fused = next(t for t in names.tensors("falcon", config) if len(t.slots) == 3)
+    bits = np.random.default_rng(0).integers(0, 2**16, fused.shape, dtype=np.uint16)
+    array = bits.view(ml_dtypes.bfloat16)  # NaNs of every kind among them
+    parts = fused.split(array)
+    assert [slot.path.rsplit("/")[-1] for slot in fused.slots] == ["query", "key", "value"]
+    assert [part.shape for part in parts] == [(32, 4, 8), (32, 2, 8), (32, 2, 8)]
+    assert all(np.shares_memory(part, array) for part in parts[1:])
+    np.testing.assert_array_equal(fused.join(*parts).view(np.uint16), bits)
+    # groups of two queries, a key and a value: the second key is row 6 of eight
+    np.testing.assert_array_equal(parts[1][:, 1].view(np.uint16), bits.reshape(8, 8, 32)[6].T)
 
 
 def test_windows_are_read_as_each_family_means_them():

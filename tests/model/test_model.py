@@ -34,7 +34,7 @@ from llm_jax.model.positions import (
     rope_frequencies,
 )
 from tests.model import numpy_decoder
-from tests.tiny import BLOOM, FAMILIES, GPT2, LLAMA, random_batch
+from tests.tiny import BLOOM, FAMILIES, GEMMA, GPT2, LLAMA, SWITCHED, random_batch
 
 jitted_forward = jax.jit(forward, static_argnames="config")
 
@@ -115,48 +115,40 @@ def test_bfloat16_computes_in_bfloat16_over_float32_parameters():
     assert 0 < float(jnp.max(jnp.abs(rough - exact))) < 0.05
 
 
-# every switch of the decoder that the families of tests/tiny.py leave alone
-GEMMA = dataclasses.replace(
-    LLAMA, norm="rms_plus_one", norm_placement="both", qk_norm="head", num_layers=3,
-    embedding_multiplier=32**0.5, tied_embeddings=True, attention_scale=0.3, attention_soft_cap=2.0,
-    logit_soft_cap=3.0, local=Local(window=5, full_every=2, rope_theta=100.0),
-)  # fmt: skip
-COHERE = dataclasses.replace(
-    LLAMA, norm="layer_no_bias", qk_norm="each_head", residual="parallel_one_norm", head_bias=True,
-    logit_multiplier=0.25, local=Local(window=4, first=1),
-)  # fmt: skip
-OLMO = dataclasses.replace(
-    LLAMA, norm_placement="output", qk_norm="whole", residual_multiplier=0.5, qkv_clip=1.0,
-    embedding_norm=True,
-)  # fmt: skip
-SWITCHED = {"gemma": GEMMA, "cohere": COHERE, "olmo": OLMO}
-
-
+@pytest.mark.slow  # the quick one is the greedy decoding of test_family_goldens
 @pytest.mark.parametrize("family", SWITCHED)
 def test_cached_decoding_with_every_switch_equals_the_full_forward(family):
     cached_decoding_equals_the_full_forward(SWITCHED[family])
 
 
-@pytest.mark.parametrize("family", SWITCHED)
-def test_a_training_step_of_every_switch_has_gradients_for_all_parameters_and_remat_keeps_them(
-    family,
-):
-    config = SWITCHED[family]
+def training_gradients(config):
     batch = random_batch(seed=5, rows=2, length=16)
-    params = noisy_params(config)
 
-    def gradients(config):
-        def loss(params):
-            return target_loss(params, config, *batch)[0]
+    rng = np.random.default_rng(5)
+    params = jax.tree.map(
+        lambda leaf: 0.3 * rng.standard_normal(leaf.shape, np.float32), abstract_params(config)
+    )
 
-        return jax.jit(jax.value_and_grad(loss))(params)
+    @jax.jit
+    def gradients(params):
+        return jax.value_and_grad(lambda params: target_loss(params, config, *batch)[0])(params)
 
-    (value, plain), (_, other) = (
-        gradients(config),
-        gradients(dataclasses.replace(config, remat="dots")),
+    return gradients(params)
+
+
+@pytest.mark.parametrize("family", SWITCHED)
+def test_a_training_step_of_every_switch_has_gradients_for_all_parameters(family):
+    value, gradients = training_gradients(
+        dataclasses.replace(SWITCHED[family], attention="reference")
     )
     assert np.isfinite(value)
-    jax.tree.map(lambda g: pytest.fail("no gradient") if not np.any(g) else None, plain)
+    jax.tree.map(lambda g: pytest.fail("no gradient") if not np.any(g) else None, gradients)
+
+
+def test_remat_keeps_the_gradients_of_a_model_with_layers_of_two_kinds():
+    config = dataclasses.replace(GEMMA, attention="reference")
+    _, plain = training_gradients(config)
+    _, other = training_gradients(dataclasses.replace(config, remat="dots"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, other)
 
 
@@ -165,7 +157,7 @@ def test_a_fresh_model_of_every_switch_starts_near_a_uniform_guess(family):
     config = dataclasses.replace(SWITCHED[family], attention="reference")
     batch = random_batch(seed=6, rows=4, length=32)
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(3))
-    _, sums = target_loss(params, config, *batch)
+    _, sums = jax.jit(target_loss, static_argnums=1)(params, config, *batch)
     assert float(sums.nats / sums.targets) == pytest.approx(math.log(64), abs=0.6)
 
 

@@ -21,16 +21,16 @@ from llm_jax.train import (
     make_optimizer,
     make_schedule,
 )
-from tests.tiny import FAMILIES, random_batch
+from tests.tiny import FAMILIES, SWITCHED, random_batch
 
 # data x fsdp x tensor x context
 MESHES = ("1x1x1x1", "8x1x1x1", "1x8x1x1", "2x2x2x1")
 # llama's two kv heads lie on four devices
-WITH_CONTEXT = {"llama": "1x1x4x2", "bloom": "1x2x2x2"}
+WITH_CONTEXT = {"llama": "1x1x4x2", "bloom": "1x2x2x2", "gemma": "1x2x2x2", "cohere": "1x2x2x2"}
 
 
 def train(family: str, shape: str) -> dict:
-    model = FAMILIES[family]
+    model = (FAMILIES | SWITCHED)[family]
     sizes = dict(
         zip(("data", "fsdp", "tensor", "context"), map(int, shape.split("x")), strict=True)
     )

@@ -16,6 +16,7 @@ Fields = dict[str, Any]  # of ModelConfig, by name
 Json = Mapping[str, Any]
 
 REQUIRED = object()
+MOST_LAYERS = 1024  # a broken file is not to make lists of 10^12
 
 
 # Fields that no forward pass of a text decoder in inference reads: names, ids, dropout, initialisers,
@@ -137,6 +138,7 @@ class Number:
     default: Any = REQUIRED  # a number, or a function of the fields read before
     kind: type = int
     aliases: tuple[str, ...] = ()
+    most: float = math.inf
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,8 +146,10 @@ class Number:
 
     def read(self, hf: Json, fields: Fields) -> Fields:
         default = self.default(fields) if callable(self.default) else self.default
-        value = given(hf, self.names, default)
-        return {self.field: number(self.name, value, self.kind)}
+        value = number(self.name, given(hf, self.names, default), self.kind)
+        if value > self.most:
+            raise refuse(self.name, value, f"must be at most {self.most}")
+        return {self.field: value}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         return {self.name: vars(config)[self.field]}
@@ -286,10 +290,10 @@ class Pattern(NamedTuple):
 def find_pattern(is_local: list[bool]) -> Pattern | None:
     """The simplest pattern that gives these layers; None if they follow none."""
     L = len(is_local)
-    for first in range(L + 1):
+    for first in (0, is_local.index(True) if any(is_local) else L):
         for full_every in (0, *range(2, L + 1)):
-            made = [i >= first and not (full_every and (i + 1) % full_every == 0) for i in range(L)]
-            if made == is_local:
+            pattern = Local(window=1, first=first, full_every=full_every)
+            if all(pattern.has(layer) == local for layer, local in enumerate(is_local)):
                 return Pattern(first, full_every)
     return None
 

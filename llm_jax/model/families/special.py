@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_jax.model.config import Alibi, ModelConfig
 from llm_jax.model.families.rules import (
+    MOST_LAYERS,
     NO_MATHS,
     Custom,
     Fields,
@@ -188,7 +189,7 @@ def four_times_width(name: str = "") -> Custom:
 BLOOM_SIZES: tuple[Rule, ...] = (
     Number("vocab_size", "vocab_size"),
     Number("hidden_size", "embed_dim", aliases=("n_embed",)),
-    Number("n_layer", "num_layers", aliases=("num_hidden_layers",)),
+    Number("n_layer", "num_layers", aliases=("num_hidden_layers",), most=MOST_LAYERS),
     Number("n_head", "num_heads", aliases=("num_attention_heads",)),
     Number("seq_length", "max_seq_len", 2048),  # not read by transformers: ALiBi has no limit
     Number("layer_norm_epsilon", "norm_eps", 1e-5, float),
@@ -200,7 +201,7 @@ BLOOM_SIZES: tuple[Rule, ...] = (
 FALCON_SIZES: tuple[Rule, ...] = (
     Number("vocab_size", "vocab_size"),
     Number("hidden_size", "embed_dim", aliases=("n_embed",)),
-    Number("num_hidden_layers", "num_layers", aliases=("n_layer",)),
+    Number("num_hidden_layers", "num_layers", aliases=("n_layer",), most=MOST_LAYERS),
     Number("num_attention_heads", "num_heads", aliases=("n_head",)),
     Number("ffn_hidden_size", "mlp_dim", lambda fields: 4 * fields["embed_dim"]),
     Number("max_position_embeddings", "max_seq_len", 2048),
@@ -260,7 +261,7 @@ def falcon_heads() -> Custom:
 MPT_SIZES: tuple[Rule, ...] = (
     Number("vocab_size", "vocab_size"),
     Number("d_model", "embed_dim", aliases=("hidden_size",)),
-    Number("n_layers", "num_layers", aliases=("num_hidden_layers",)),
+    Number("n_layers", "num_layers", aliases=("num_hidden_layers",), most=MOST_LAYERS),
     Number("n_heads", "num_heads", aliases=("num_attention_heads",)),
     Number("max_seq_len", "max_seq_len"),
     Number("layer_norm_epsilon", "norm_eps", 1e-5, float),

@@ -9,6 +9,7 @@ from llm_jax.model.config import Alibi
 from llm_jax.model.families import special
 from llm_jax.model.families.rope import rope, rotary_dim
 from llm_jax.model.families.rules import (
+    MOST_LAYERS,
     Fields,
     Maybe,
     Number,
@@ -50,7 +51,7 @@ def biased(name: str, default: bool = False, **more: Any) -> Option:
 WIDTHS = (
     Number("vocab_size", "vocab_size"),
     Number("hidden_size", "embed_dim"),
-    Number("num_hidden_layers", "num_layers"),
+    Number("num_hidden_layers", "num_layers", most=MOST_LAYERS),
     Number("num_attention_heads", "num_heads"),
     Number("intermediate_size", "mlp_dim"),
     Number("max_position_embeddings", "max_seq_len"),
@@ -64,7 +65,7 @@ SIZES = (
 GPT2_SIZES = (
     Number("vocab_size", "vocab_size"),
     Number("n_embd", "embed_dim", aliases=("hidden_size",)),
-    Number("n_layer", "num_layers", aliases=("num_hidden_layers",)),
+    Number("n_layer", "num_layers", aliases=("num_hidden_layers",), most=MOST_LAYERS),
     Number("n_head", "num_heads", aliases=("num_attention_heads",)),
     Number("n_positions", "max_seq_len", aliases=("max_position_embeddings", "n_ctx")),
     Number("n_inner", "mlp_dim", lambda fields: 4 * fields["embed_dim"]),
@@ -118,7 +119,7 @@ FAMILIES: dict[str, Family] = {
         {**GATED_RMS, "attention_bias": "qkv"},
         (
             *SIZES, RMS_EPS, rope(), activation("hidden_act", "silu"), tied(False),
-            special.window_from_a_layer(),
+            special.window_from_a_layer(), only("use_mrope", False),
         ),
     ),
     "qwen3": Family(
@@ -201,6 +202,7 @@ FAMILIES: dict[str, Family] = {
             *special.FALCON_SIZES, Number("layer_norm_epsilon", "norm_eps", 1e-5, float),
             activation("activation", "gelu"), tied(True), biased("bias", mlp_bias=True),
             special.falcon_heads(), rope(),
+            only("apply_residual_connection_post_layernorm", False),
             flag(
                 "alibi", False, {"position": "alibi", "alibi": Alibi(scaled=True)},
                 {"position": "rope"},
@@ -274,7 +276,11 @@ FAMILIES: dict[str, Family] = {
             *SIZES, Number("norm_epsilon", "norm_eps", 1e-5, float), rope(), tied(True),
             activation("hidden_act", "gelu_pytorch_tanh"), biased("use_bias", True, mlp_bias=True),
             special.window_everywhere(default=None), only("mlp_type", "default"),
-            only("norm_type", "layer_norm"),
+            only("norm_type", "layer_norm"), only("scale_attn_weights", True),
+        ),
+        (  # in published files; transformers does not read them
+            "activation_function", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32",
+            "layer_norm_epsilon",
         ),
     ),
     "cohere": Family(
