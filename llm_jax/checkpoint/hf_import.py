@@ -123,7 +123,7 @@ def check_sizes(config: ModelConfig, folder: Path) -> None:
         config.num_heads * config.head_dim,
         config.max_seq_len if config.position == "learned" else 1,
     )
-    if max(widest, 1) * config.num_layers > MAX_PARAMS or config.num_layers > 10_000:
+    if widest * config.num_layers > MAX_PARAMS:
         raise ConfigError(
             f"{folder}/config.json: layers={config.num_layers}, width={config.embed_dim}, "
             f"vocab_size={config.vocab_size} make more than {MAX_PARAMS:.1e} parameters; that is no model"
