@@ -27,9 +27,24 @@ class Model:
 
     config: ModelConfig
     params: Params
-    tokenizer: Tokenizer
+    own_tokenizer: Tokenizer | None  # None: imported without one, so that only `logits` works
     path: str  # the checkpoint folder it came from
     step: int  # updates it was trained for
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it can read and write text."""
+        return self.own_tokenizer is not None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises CheckpointError if the model was imported without one."""
+        if self.own_tokenizer is None:
+            raise CheckpointError(
+                f"{self.path}: the model was imported without a tokenizer, so it has logits of ids but "
+                "neither reads nor writes text; import it again from a folder with tokenizer.json"
+            )
+        return self.own_tokenizer
 
     def logits(self, ids_BT: Any) -> jax.Array:
         """Next-token logits of rows of equal length, float32 [B, T, V]; nothing is added to the ids.
@@ -94,8 +109,8 @@ def load(path: str | os.PathLike[str], step: int = -1) -> Model:
     checkpoint = find_checkpoint(path, step)
     meta = read_meta(checkpoint)
     config = model_config(meta, os.fspath(checkpoint))
-    tokenizer = load_tokenizer(meta, checkpoint)
-    if tokenizer.vocab_size > config.vocab_size:
+    tokenizer = load_tokenizer(meta, checkpoint) if has_tokenizer(meta) else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{checkpoint}: its tokenizer has {tokenizer.vocab_size} ids, but model.vocab_size="
             f"{config.vocab_size}; the folder mixes two models, use the original one"
@@ -104,7 +119,7 @@ def load(path: str | os.PathLike[str], step: int = -1) -> Model:
     return Model(
         config=config,
         params=params,
-        tokenizer=tokenizer,
+        own_tokenizer=tokenizer,
         path=os.fspath(checkpoint),
         step=int(meta["step"]),
     )
@@ -122,6 +137,11 @@ def model_config(meta: dict[str, Any], where: str) -> ModelConfig:
         raise CheckpointError(
             f"{where}: the recorded model config is not usable: {error}"
         ) from None
+
+
+def has_tokenizer(meta: dict[str, Any]) -> bool:
+    """Whether a checkpoint was saved with a tokenizer; only an import can lack one, and says so."""
+    return meta.get("tokenizer_fingerprint", "") is not None
 
 
 def load_tokenizer(meta: dict[str, Any], checkpoint: str | os.PathLike[str]) -> Tokenizer:

@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+BLOCK = 1 << 22  # elements
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # 8 bytes: two words each
 
 
@@ -43,9 +44,38 @@ def fingerprint(array: jax.Array) -> jax.Array:
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize]).astype(jnp.uint32)
+    return _sums(words, jnp.uint32(0))
+
+
+def fingerprint_in_blocks(array: jax.Array) -> list[jax.Array]:
+    """Parts whose sum is the fingerprint of an array on one device.
+
+    In one piece XLA's CPU backend holds the words and positions of the whole array: five times the
+    memory of a bfloat16 one.
+    """
+    per_row = array.size // array.shape[0]
+    rows = max(1, BLOCK // per_row)
+    return [
+        _block(array, np.uint32(low), np.uint32(low * per_row % (1 << 32)), min(rows, left))
+        for low in range(0, array.shape[0], rows)
+        if (left := array.shape[0] - low)
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _block(array: jax.Array, low: Any, start: Any, rows: int) -> jax.Array:
+    """Of some rows, whose first element has the position `start`."""
+    # words first: a slice of bfloat16 would make the CPU backend convert the whole array to float32
+    words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize])
+    return _sums(jax.lax.dynamic_slice_in_dim(words, low, rows).astype(jnp.uint32), start)
+
+
+def _sums(words: jax.Array, start: Any) -> jax.Array:
+    """Of uint32 words in row-major order, the first at position `start`."""
     index = jnp.zeros(words.shape, jnp.uint32)  # row-major position; wraps beyond 2^32 elements
     for axis, size in enumerate(words.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    index += start
     first = _mix(words ^ _mix(index))
     second = _mix(words + _mix(index ^ jnp.uint32(0x9E3779B9)))
     return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
@@ -77,8 +107,12 @@ class PendingFingerprints:
         groups: dict[
             Any, list[tuple[str, Any]]
         ] = {}  # one jit call per mesh: a program has one set of devices
+        self._blocks: dict[str, list[jax.Array]] = {}
         for name, leaf in leaves.items():
             sharding = getattr(leaf, "sharding", None)
+            if isinstance(sharding, SingleDeviceSharding) and _divides(leaf):
+                self._blocks[name] = fingerprint_in_blocks(leaf)
+                continue
             key = sharding.mesh if isinstance(sharding, NamedSharding) else None
             devices = (
                 None if key is not None or sharding is None else frozenset(sharding.device_set)
@@ -95,7 +129,16 @@ class PendingFingerprints:
         for names, values in self._parts:
             for name, (first, second) in zip(names, np.asarray(values), strict=True):
                 found[name] = f"{int(first):08x}{int(second):08x}"
+        for name, blocks in self._blocks.items():
+            first, second = np.asarray(blocks).sum(axis=0, dtype=np.uint32).tolist()
+            found[name] = f"{first:08x}{second:08x}"
         return found
+
+
+def _divides(leaf: Any) -> bool:
+    """Whether an array is large, and of numbers that are one word each."""
+    simple = jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype.itemsize <= 4
+    return leaf.ndim > 0 and leaf.size > BLOCK and simple
 
 
 def _on_any_device(leaf: Any) -> Any:

@@ -23,6 +23,8 @@ from llm_jax.checkpoint.record import (
 )
 from llm_jax.errors import CheckpointError
 
+MEMORY = 256 << 20  # bytes that saving may hold beside the parameters; nothing else runs meanwhile
+
 
 def save_model(
     folder: str | os.PathLike[str],
@@ -46,7 +48,8 @@ def save_model(
             final.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(partial, ignore_errors=True)
         all_say(True)
-        arrays.start_writing(partial, leaves).result()
+        largest = max((leaf.nbytes for leaf in leaves.values()), default=0)
+        arrays.start_writing(partial, leaves, memory=max(largest + 1, MEMORY)).result()
         if is_first():
             write_tokenizer(partial, tokenizer_files)
             described = add_fingerprints(describe_arrays(leaves), pending.result())

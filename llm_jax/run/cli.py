@@ -29,6 +29,8 @@ VERBS = {
     "pretrain": "train a model from a config",
     "eval": "perplexity, bits per byte and bits per character of a model",
     "generate": "continue prompts with a model",
+    "import": "turn a Hugging Face model into ours, checked",
+    "export": "write a model for transformers, checked",
     "verify": "check that a model's files are what was saved",
 }
 

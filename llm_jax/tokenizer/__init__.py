@@ -11,6 +11,8 @@
                     reads a list of them, byte_level, piece_list and unigram are the kinds of base
     scripts         which characters, and which bytes, belong to a script
     audit           what a vocabulary does to text: unreachable pieces, rates, round trips, identity
+    convert         `tokenizer.model` as an equal `tokenizer.json`
+    probe           texts that tell two tokenizers apart
 
     tokenizer = load("runs/demo/tokenizer")
     ids = [tokenizer.bos_id, *tokenizer.encode("你好, world"), tokenizer.eos_id]
@@ -22,6 +24,7 @@ gives back the bytes that were loaded; equal fingerprints mean equal ids.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from llm_jax.tokenizer import files as _files
@@ -30,7 +33,7 @@ from llm_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from llm_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from llm_jax.tokenizer.train import TokenizerTrainConfig, train
 
-__all__ = ["Tokenizer", "TokenizerTrainConfig", "load", "train"]
+__all__ = ["Tokenizer", "TokenizerTrainConfig", "from_files", "load", "train"]
 
 
 def load(path: str | os.PathLike[str]) -> Tokenizer:
@@ -42,6 +45,10 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
       DataError: missing, ambiguous, oversize, broken, or without an end-of-text id.
     """
     path = Path(path)
-    found = _files.read(path)
-    kind = HuggingFaceTokenizer if _files.HUGGING_FACE in found else SentencePieceTokenizer
-    return kind(found, str(path))
+    return from_files(_files.read(path), str(path))
+
+
+def from_files(files: Mapping[str, bytes], where: str) -> Tokenizer:
+    """A tokenizer from its files by name, as `files.read` gives them. Raises DataError as `load`."""
+    kind = HuggingFaceTokenizer if _files.HUGGING_FACE in files else SentencePieceTokenizer
+    return kind(files, where)

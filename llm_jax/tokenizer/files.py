@@ -16,6 +16,7 @@ from llm_jax.errors import DataError
 SENTENCEPIECE = "tokenizer.model"
 HUGGING_FACE = "tokenizer.json"
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+CHAT_TEMPLATE = "chat_template.jinja"  # carried along for export, never run
 
 # the largest in use (256k pieces as JSON) has 33 MB; a parser should never be fed an arbitrary blob
 MAX_BYTES = 256 << 20
@@ -46,9 +47,8 @@ def read(path: Path) -> dict[str, bytes]:
     companions = [model.parent / companion for companion in COMPANIONS]
     if model in companions:
         raise DataError(f"{model}: holds settings only; give the folder, or its {HUGGING_FACE}")
-    return {name: read_bytes(model)} | {
-        file.name: read_bytes(file) for file in companions if file.is_file()
-    }
+    beside = [*companions, model.parent / CHAT_TEMPLATE]
+    return {name: read_file(model)} | {f.name: read_file(f) for f in beside if f.is_file()}
 
 
 def _choose(folder: Path) -> Path:
@@ -67,8 +67,8 @@ def _choose(folder: Path) -> Path:
     return others[0]
 
 
-def read_bytes(file: Path) -> bytes:
-    """The content of one file. Raises DataError: unreadable, empty, or larger than `MAX_BYTES`."""
+def read_file(file: Path) -> bytes:
+    """The contents. Raises DataError: unreadable, empty, or larger than `MAX_BYTES`."""
     try:
         with open(file, "rb") as stream:
             content = stream.read(MAX_BYTES + 1)

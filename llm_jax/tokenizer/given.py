@@ -22,7 +22,7 @@ class Given(NamedTuple):
 
 def read_pieces(file: Path) -> list[Given]:
     """The pieces in `file`, in its order. Raises DataError naming the line of what is no piece."""
-    content = tokenizer_files.read_bytes(file)
+    content = tokenizer_files.read_file(file)
     if file.suffix == ".json":
         found = tokenizer_files.parse_json_value(content, str(file))
         if not isinstance(found, list):

@@ -24,7 +24,7 @@ SPACE_MARK = (
 
 # the generated module has no type information
 ModelProto: Any = schema.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
-_Type = ModelProto.SentencePiece.Type
+PieceType = ModelProto.SentencePiece.Type
 
 # raise when a change here alters what any text encodes to: fingerprints then differ
 ENCODING_RULES = 1
@@ -40,13 +40,13 @@ class SentencePieceTokenizer:
           DataError: broken model, no end-of-text id, or companions that do not fit it.
         """
         self.files, self._where = dict(files), where
-        proto = _parse(files[tokenizer_files.SENTENCEPIECE], where)
+        proto = parse_model(files[tokenizer_files.SENTENCEPIECE], where)
         declared = specials.declared(files)
         self._num_pieces = len(proto.pieces)
         # tokens that Hugging Face files add behind the model's own, as Chinese-Alpaca's [PAD]
         self._added = {id: piece for id, piece in declared.added.items() if id >= self._num_pieces}
         self._named = {piece: id for id, piece in declared.added.items()}
-        _hide_markers(proto, declared.special)
+        hide_markers(proto, declared.special)
         proto.trainer_spec.unk_surface = "\ufffd"
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -65,7 +65,7 @@ class SentencePieceTokenizer:
             raise DataError(
                 f"{where}: has no end-of-text id; name one as eos_token in tokenizer_config.json"
             )
-        control = {id for id, (_, type) in enumerate(self._pieces) if type == _Type.CONTROL}
+        control = {id for id, (_, type) in enumerate(self._pieces) if type == PieceType.CONTROL}
         roles = {self.bos_id, self.eos_id, self.pad_id} - {-1}
         self.special_ids = frozenset(control | roles | self._added.keys())
         self._mark_ids = self._space_mark_ids(proto.normalizer_spec)
@@ -133,13 +133,17 @@ class SentencePieceTokenizer:
         id = self._processor.PieceToId(piece)
         return id if self._processor.IdToPiece(id) == piece else -1
 
+    def piece_of(self, id: int) -> str:
+        """How the file spells an id; "" for an id without a piece."""
+        return self._added.get(id, "") if id >= self._num_pieces else self._pieces[id][0]
+
     def token_num_bytes(self) -> np.ndarray:
         """int32 [V]: UTF-8 bytes each id stands for; 0 for special and unknown ids."""
         lengths = np.zeros(self.vocab_size, np.int32)
         for id, (piece, type) in enumerate(self._pieces):
-            if type == _Type.BYTE:
+            if type == PieceType.BYTE:
                 lengths[id] = 1
-            elif type in (_Type.NORMAL, _Type.USER_DEFINED):
+            elif type in (PieceType.NORMAL, PieceType.USER_DEFINED):
                 lengths[id] = len(piece.replace(SPACE_MARK, " ").encode())
         lengths[sorted(self.special_ids)] = 0
         return lengths
@@ -152,7 +156,8 @@ class SentencePieceTokenizer:
         return type(self), (self.files, self._where)
 
 
-def _parse(model: bytes, where: str) -> Any:
+def parse_model(model: bytes, where: str) -> Any:
+    """The model's description. Raises DataError if it is none, or damaged."""
     try:
         proto = ModelProto.FromString(model)
     except (
@@ -167,10 +172,10 @@ def _parse(model: bytes, where: str) -> Any:
     return proto
 
 
-def _hide_markers(proto: Any, special: frozenset[int]) -> None:
+def hide_markers(proto: Any, special: frozenset[int]) -> None:
     """Turns every marker that would be matched in text into a control symbol."""
     for id, piece in enumerate(proto.pieces):
-        matched = piece.type in (_Type.NORMAL, _Type.USER_DEFINED)
-        by_look = piece.type == _Type.USER_DEFINED and specials.is_marker(piece.piece)
+        matched = piece.type in (PieceType.NORMAL, PieceType.USER_DEFINED)
+        by_look = piece.type == PieceType.USER_DEFINED and specials.is_marker(piece.piece)
         if matched and (by_look or id in special):
-            piece.type = _Type.CONTROL
+            piece.type = PieceType.CONTROL

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_jax.checkpoint import differences, fingerprint, fingerprints
-from llm_jax.checkpoint.fingerprint import named_leaves
+from llm_jax.checkpoint.fingerprint import BLOCK, fingerprint_in_blocks, named_leaves
 
 BASE = np.random.default_rng(0).integers(0, 2**32, (7, 9), dtype=np.uint32)
 one = jax.jit(fingerprint)
@@ -35,6 +35,17 @@ def test_every_dtype_agrees_with_the_definition(dtype):
     width = array.dtype.itemsize
     words = np.asarray(array).view({1: np.uint8, 2: np.uint16, 4: np.uint32}[width])
     assert fingerprints({"x": array})["x"] == by_hand(words)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(5, 1000, 1001), (BLOCK + 3,)])
+def test_a_large_array_is_read_in_blocks_and_has_the_same_fingerprint(dtype, shape):
+    array = jnp.asarray(np.arange(np.prod(shape), dtype=np.uint32).reshape(shape) % 251).astype(
+        dtype
+    )
+    assert len(fingerprint_in_blocks(array)) > 1
+    first, second = np.asarray(one(array)).tolist()
+    assert fingerprints({"x": array})["x"] == f"{first:08x}{second:08x}"
 
 
 def test_eight_byte_numbers_are_read_whole():

@@ -1,0 +1,137 @@
+"""Import of a random 1.1B-parameter bfloat16 Llama made on the spot: peak memory, and time against reading.
+
+    python tools/bench_import.py            # 2.2 GB in a temporary folder, some minutes
+    python tools/bench_import.py --layers 2 # a quick try
+
+Bounds: peak resident memory beyond the parameters and the idle process below 1.3 x the largest tensor
+plus 500 MB; files to parameters within twice the time of reading the files.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from llm_jax.checkpoint import names
+from llm_jax.checkpoint.safetensors_files import ShardWriter
+from llm_jax.model import count_params, families
+
+CONFIG = {
+    "model_type": "llama", "vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5632,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+}  # fmt: skip
+MB = 1e6
+
+MEASURE = """
+import json, os, sys, time
+import jax, jax.numpy as jnp
+from pathlib import Path
+from llm_jax.checkpoint.hf_import import differences, open_source, read_params
+from llm_jax.run import gate, hf_files
+import llm_jax.api, orbax.checkpoint
+jnp.zeros(8).block_until_ready()
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith(name))
+
+folder, out, what = sys.argv[1:]
+idle = status("VmRSS")
+start = time.perf_counter()
+if what == "weights":
+    params = read_params(open_source(folder))
+else:
+    from llm_jax.run.import_model import import_model
+    import_model(Path(folder), Path(out), skip="bench")
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "idle": idle, "peak": status("VmHWM")}))
+"""
+
+
+def main() -> None:
+    """Makes the folder, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--folder", default="", help="where to work (default: a temporary folder)")
+    words = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=words.folder or None) as work:
+        source, out = Path(work) / "hf", Path(work) / "ours"
+        config = CONFIG | {"num_hidden_layers": words.layers}
+        size, largest, count = make(source, config)
+        bound = 1.3 * largest + 500 * MB
+        print(f"{count / 1e9:.2f} B parameters, {size / MB:.0f} MB, largest {largest / MB:.0f} MB")
+        forget(source)
+        cold = read(source)
+        plain = min(read(source) for _ in range(3))
+        print(f"reading the files: {cold:.2f} s from the disk, {plain:.2f} s from the page cache")
+        for what in ("weights", "weights", "weights from disk", "command"):
+            if what.endswith("disk"):
+                forget(source)
+            found = measure(source, out, what.split()[0])
+            beyond = found["peak"] - found["idle"] - size
+            print(
+                f"{what:<18}{found['seconds']:.2f} s, "
+                f"{beyond / MB:.0f} MB beyond the parameters (bound {bound / MB:.0f})"
+            )
+
+
+def make(folder: Path, config: dict) -> tuple[int, int, int]:
+    """Writes the model; bytes of the tensors, of the largest, and the number of parameters."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    family, ours = families.read(config)
+    tensors = names.tensors(family, ours)
+    writer = ShardWriter(folder, {t.name: ("BF16", t.shape) for t in tensors}, 10**9)
+    draw = np.random.default_rng(0)
+    sizes = []
+    for tensor in tensors:
+        value = draw.standard_normal(tensor.shape, np.float32) * 0.02
+        writer.write(tensor.name, value.astype(ml_dtypes.bfloat16))
+        sizes.append(value.size * 2)
+    writer.close()
+    return sum(sizes), max(sizes), count_params(ours)
+
+
+def forget(folder: Path) -> None:
+    """Drops the files from the page cache, so that they are read from the disk."""
+    for path in folder.glob("*.safetensors"):
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read(folder: Path) -> float:
+    """Seconds to read every weight file into one buffer, piece by piece."""
+    buffer = bytearray(64 << 20)
+    start = time.perf_counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return time.perf_counter() - start
+
+
+def measure(source: Path, out: Path, what: str) -> dict:
+    """Seconds and memory of one import in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(source), str(out), what],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
