@@ -7,7 +7,8 @@ update at 0.1. Where the device is the CPU, its memory is filled and compared in
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 
 PIECE_BYTES = 64 << 20
 HOST_PIECE_BYTES = 4 << 20  # stays in the cache between being turned and being copied
+THREADS = 4  # that turn and copy; with the piece size they bound what lies between file and array
 ALIGNMENT = 64  # bytes; XLA's CPU backend takes such memory as it is and copies any other
 
 Index = tuple[slice, ...]
@@ -105,10 +107,10 @@ class HostFilled:
     def put(self, lead: tuple[int, ...], value: np.ndarray) -> None:
         """Sets `array[lead]`, converted to the array's dtype."""
         for device, index in self._shards.items():
-            buffer = self._buffers[device]
-            for piece in pieces(value, lead, index or (), self._leaf.shape, HOST_PIECE_BYTES):
-                turned = _turned(piece.values, buffer.dtype, device)
-                _host_words(buffer[_region(piece)])[...] = _host_words(turned)
+            fill = functools.partial(_fill_on_host, self._buffers[device], device)
+            _side_by_side(
+                fill, pieces(value, lead, index or (), self._leaf.shape, HOST_PIECE_BYTES)
+            )
 
     def wait(self) -> None:
         """Nothing to wait for: `put` has copied."""
@@ -124,6 +126,20 @@ def filled(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> Fille
     """An array to be filled, in the way that is right for its devices."""
     on_host = all(device.platform == "cpu" for device in sharding.device_set)
     return HostFilled(leaf, sharding) if on_host else Filled(leaf, sharding)
+
+
+def _fill_on_host(buffer: np.ndarray, device: jax.Device, piece: Piece) -> None:
+    turned = _turned(piece.values, buffer.dtype, device)
+    _host_words(buffer[_region(piece)])[...] = _host_words(turned)
+
+
+def _side_by_side(work: Callable[[Piece], Any], found: Iterator[Piece]) -> list[Any]:
+    """`work` on every piece, on threads if there are several; raises what it raises."""
+    todo = list(found)
+    if len(todo) < 2:
+        return [work(piece) for piece in todo]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(work, todo))
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -158,24 +174,25 @@ def same(array: jax.Array, lead: tuple[int, ...], value: np.ndarray, dtype: Any)
 
     Begins: a padded vocabulary has rows that a file lacks. Of several processes, each compares its part.
     """
+    dtype = np.dtype(dtype)
     for shard in array.addressable_shards:
-        on_host = shard.device.platform == "cpu"
-        limit = HOST_PIECE_BYTES if on_host else PIECE_BYTES
-        for piece in pieces(value, lead, shard.index, array.shape, limit):
-            equal = _equal_on_host if on_host else _equal_on_device
-            if not equal(shard.data, piece, np.dtype(dtype), shard.device):
+        cut = functools.partial(pieces, value, lead, shard.index, array.shape)
+        if shard.device.platform == "cpu":
+            host = np.asarray(shard.data)  # a view
+            check = functools.partial(_equal_on_host, host, dtype, shard.device)
+            if not all(_side_by_side(check, cut(HOST_PIECE_BYTES))):
+                return False
+            continue
+        for piece in cut():
+            values = jax.device_put(piece.values, shard.device)
+            if not _equal(shard.data, values, piece.starts, dtype):
                 return False
     return True
 
 
-def _equal_on_host(data: jax.Array, piece: Piece, dtype: np.dtype, device: jax.Device) -> bool:
-    ours = _turned(np.asarray(data)[_region(piece)], dtype, device)  # asarray: a view
+def _equal_on_host(host: np.ndarray, dtype: np.dtype, device: jax.Device, piece: Piece) -> bool:
+    ours = _turned(host[_region(piece)], dtype, device)
     return np.array_equal(_host_words(ours), _host_words(_turned(piece.values, dtype, device)))
-
-
-def _equal_on_device(data: jax.Array, piece: Piece, dtype: np.dtype, device: jax.Device) -> bool:
-    values = jax.device_put(piece.values, device)
-    return bool(_equal(data, values, piece.starts, dtype))
 
 
 # Slices are taken of words, not of bfloat16: XLA's CPU backend would convert the whole buffer to float32
