@@ -128,7 +128,7 @@ def filled(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> Fille
     return HostFilled(leaf, sharding) if on_host else Filled(leaf, sharding)
 
 
-def _fill_on_host(buffer: np.ndarray, device: jax.Device, piece: Piece) -> None:
+def _fill_on_host(buffer: np.ndarray, device: Any, piece: Piece) -> None:
     turned = _turned(piece.values, buffer.dtype, device)
     _host_words(buffer[_region(piece)])[...] = _host_words(turned)
 
@@ -146,11 +146,13 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Memory for an array that XLA's CPU backend can hold without copying it."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + ALIGNMENT, np.uint8)
+    # in order, before turned blocks touch it in strides: 0.05 s of system time in place of 0.6 for 507 MB
+    raw[::4096] = 0
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def _turned(values: np.ndarray, dtype: np.dtype, device: jax.Device) -> np.ndarray:
+def _turned(values: np.ndarray, dtype: np.dtype, device: Any) -> np.ndarray:
     """The values in row-major order and the dtype, converted as the device converts."""
     if values.dtype == dtype and values.flags.c_contiguous:
         return values
@@ -190,7 +192,7 @@ def same(array: jax.Array, lead: tuple[int, ...], value: np.ndarray, dtype: Any)
     return True
 
 
-def _equal_on_host(host: np.ndarray, dtype: np.dtype, device: jax.Device, piece: Piece) -> bool:
+def _equal_on_host(host: np.ndarray, dtype: np.dtype, device: Any, piece: Piece) -> bool:
     ours = _turned(host[_region(piece)], dtype, device)
     return np.array_equal(_host_words(ours), _host_words(_turned(piece.values, dtype, device)))
 
