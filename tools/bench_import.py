@@ -3,8 +3,13 @@
     python tools/bench_import.py            # 2.2 GB in a temporary folder, some minutes
     python tools/bench_import.py --layers 2 # a quick try
 
-Bounds: peak resident memory beyond the parameters and the idle process below 1.3 x the largest tensor
-plus 500 MB; files to parameters within twice the time of reading the files.
+Memory: the peak of the process beyond the parameters and the idle process; bound: 1.3 x the largest tensor
+plus 500 MB. Time, each against the least that any program needs for the same end:
+
+    weights   files to parameters, against reading the files: into one small buffer, and into memory that
+              holds them all, as parameters must be held (the system takes its time to give it)
+    command   all of `llm-jax import --no-logits`: reads the files twice (once to compare), writes as many
+              bytes, reads them back; against reading the files, writing the bytes and fsync
 """
 
 import argparse
@@ -45,14 +50,14 @@ def status(name):
 
 folder, out, what = sys.argv[1:]
 idle = status("VmRSS")
-start = time.perf_counter()
+start, cpu = time.perf_counter(), time.process_time()
 if what == "weights":
     params = read_params(open_source(folder))
 else:
     from llm_jax.run.import_model import import_model
     import_model(Path(folder), Path(out), skip="bench")
-seconds = time.perf_counter() - start
-print(json.dumps({"seconds": seconds, "idle": idle, "peak": status("VmHWM")}))
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+print(json.dumps({"seconds": seconds, "cpu": cpu, "idle": idle, "peak": status("VmHWM")}))
 """
 
 
@@ -72,13 +77,16 @@ def main() -> None:
         cold = read(source)
         plain = min(read(source) for _ in range(3))
         print(f"reading the files: {cold:.2f} s from the disk, {plain:.2f} s from the page cache")
+        whole = min(read_whole(source, size) for _ in range(2))
+        print(f"reading them into memory of their own: {whole:.2f} s from the page cache")
+        print(f"reading, writing the same bytes, fsync: {copy(source, Path(work) / 'copy'):.2f} s")
         for what in ("weights", "weights", "weights from disk", "command"):
             if what.endswith("disk"):
                 forget(source)
             found = measure(source, out, what.split()[0])
             beyond = found["peak"] - found["idle"] - size
             print(
-                f"{what:<18}{found['seconds']:.2f} s, "
+                f"{what:<18}{found['seconds']:.2f} s ({found['cpu']:.2f} s of CPU), "
                 f"{beyond / MB:.0f} MB beyond the parameters (bound {bound / MB:.0f})"
             )
 
@@ -117,6 +125,37 @@ def read(folder: Path) -> float:
             while file.readinto(buffer):
                 pass
     return time.perf_counter() - start
+
+
+def read_whole(folder: Path, size: int) -> float:
+    """Seconds to read every weight file into new memory that holds them all, in a process of its own."""
+    program = (
+        "import sys, time, pathlib, numpy as np\n"
+        "start = time.perf_counter()\n"
+        "whole, done = memoryview(np.empty(int(sys.argv[2]) + (1 << 20), np.uint8).data), 0\n"
+        "for path in sorted(pathlib.Path(sys.argv[1]).glob('*.safetensors')):\n"
+        "    with open(path, 'rb', buffering=0) as file:\n"
+        "        while count := file.readinto(whole[done:]):\n"
+        "            done += count\n"
+        "print(time.perf_counter() - start)"
+    )
+    words = [sys.executable, "-c", program, str(folder), str(size)]
+    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+
+def copy(folder: Path, to: Path) -> float:
+    """Seconds to read every weight file, write its bytes again and make them durable."""
+    buffer = memoryview(bytearray(64 << 20))
+    start = time.perf_counter()
+    with open(to, "wb", buffering=0) as out:
+        for path in sorted(folder.glob("*.safetensors")):
+            with open(path, "rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    out.write(buffer[:count])
+        os.fsync(out.fileno())
+    seconds = time.perf_counter() - start
+    to.unlink()
+    return seconds
 
 
 def measure(source: Path, out: Path, what: str) -> dict:

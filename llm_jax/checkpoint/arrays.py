@@ -17,7 +17,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 ITEM = "state"  # the subfolder that holds the arrays
-CHUNK_BYTES = 32 << 20  # of arrays written within a memory limit
+CHUNK_BYTES = 32 << 20  # of large arrays written within a memory limit
+WHOLE_BYTES = 1 << 30  # arrays up to this are one chunk then: see `_layout`
 READ_BYTES = 256 << 20  # that may be on their way from files to devices, unless an array is larger
 TEMPORARY = "*.orbax-checkpoint-tmp*"  # what a killed save leaves behind
 
@@ -43,11 +44,22 @@ def start_writing(
     if memory:
         context.memory_options.write_concurrent_bytes = memory
         context.memory_options.transfer_concurrent_bytes = memory
-        context.array_options.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+        context.array_options.saving.scoped_storage_options_creator = _layout
     with context:
         return ocp.save_async(
             os.path.abspath(folder), _nested(_without_empty(leaves)), checkpointable_name=ITEM
         )
+
+
+def _layout(key: Any, value: Any) -> ocp.options.ArrayOptions.Saving.StorageOptions:
+    """Chunks of an array (Orbax names the arguments). One chunk is written from the array's own memory; several are copied first, all
+    at once (measured: 507 MB beside an array of 507 MB, and three times the CPU time). But to read any
+    part of a chunk, a process reads and holds all of it, so a large array is divided.
+    """
+    options = ocp.options.ArrayOptions.Saving.StorageOptions()
+    if value.nbytes > WHOLE_BYTES:
+        options.chunk_byte_size = CHUNK_BYTES
+    return options
 
 
 def load(

@@ -10,6 +10,7 @@ It finds accidents, not attackers. The mixer is the 32-bit one of Wellons, "Pros
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-BLOCK = 1 << 22  # elements
+LARGE = 1 << 22  # elements; larger arrays on one device are read in blocks
+BLOCK = 1 << 18  # elements; with 44 times as many, most of the time went into pages for temporaries
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # 8 bytes: two words each
 
 
@@ -53,21 +55,36 @@ def fingerprint_in_blocks(array: jax.Array) -> list[jax.Array]:
     In one piece XLA's CPU backend holds the words and positions of the whole array: five times the
     memory of a bfloat16 one.
     """
-    per_row = array.size // array.shape[0]
+    shape = _rows_of(array.shape)
+    per_row = array.size // shape[0]
     rows = max(1, BLOCK // per_row)
     return [
-        _block(array, np.uint32(low), np.uint32(low * per_row % (1 << 32)), min(rows, left))
-        for low in range(0, array.shape[0], rows)
-        if (left := array.shape[0] - low)
+        _block(
+            array, np.uint32(low), np.uint32(low * per_row % (1 << 32)), (min(rows, left), shape)
+        )
+        for low in range(0, shape[0], rows)
+        if (left := shape[0] - low)
     ]
 
 
+def _rows_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with as many leading axes made one as it takes for a row to be no larger than a block."""
+    lead = 1
+    while lead < len(shape) and math.prod(shape[lead:]) > BLOCK:
+        lead += 1
+    return (math.prod(shape[:lead]), *shape[lead:])
+
+
 @functools.partial(jax.jit, static_argnums=3)
-def _block(array: jax.Array, low: Any, start: Any, rows: int) -> jax.Array:
+def _block(
+    array: jax.Array, low: Any, start: Any, rows_of: tuple[int, tuple[int, ...]]
+) -> jax.Array:
     """Of some rows, whose first element has the position `start`."""
     # words first: a slice of bfloat16 would make the CPU backend convert the whole array to float32
     words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize])
-    return _sums(jax.lax.dynamic_slice_in_dim(words, low, rows).astype(jnp.uint32), start)
+    rows, shape = rows_of
+    part = jax.lax.dynamic_slice_in_dim(words.reshape(shape), low, rows)
+    return _sums(part.astype(jnp.uint32), start)
 
 
 def _sums(words: jax.Array, start: Any) -> jax.Array:
@@ -138,7 +155,7 @@ class PendingFingerprints:
 def _divides(leaf: Any) -> bool:
     """Whether an array is large, and of numbers that are one word each."""
     simple = jnp.issubdtype(leaf.dtype, jnp.number) and leaf.dtype.itemsize <= 4
-    return leaf.ndim > 0 and leaf.size > BLOCK and simple
+    return leaf.ndim > 0 and leaf.size > LARGE and simple
 
 
 def _on_any_device(leaf: Any) -> Any:

@@ -27,7 +27,7 @@ from llm_jax.checkpoint.safetensors_files import (
     read_json,
     read_tensor,
 )
-from llm_jax.checkpoint.shard_pieces import PIECE_BYTES, Filled, same
+from llm_jax.checkpoint.shard_pieces import PIECE_BYTES, Filled, HostFilled, filled, same
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.model import ModelConfig, Params, abstract_params, families
 
@@ -185,7 +185,7 @@ def read_params(source: Source, shardings: Any = None) -> Params:
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     places = {} if shardings is None else named_leaves(shardings)
     leaves = named_leaves(abstract)
-    filling: dict[str, Filled] = {}
+    filling: dict[str, Filled | HostFilled] = {}
     left: dict[str, int] = dict.fromkeys(leaves, 0)
     for tensor, _ in source.tensors:
         for slot in tensor.slots:
@@ -199,7 +199,7 @@ def read_params(source: Source, shardings: Any = None) -> Params:
         for slot, part in zip(tensor.slots, parts, strict=True):
             path = slot.path
             if path not in filling:
-                filling[path] = Filled(leaves[path], places.get(path, one))
+                filling[path] = filled(leaves[path], places.get(path, one))
             filling[path].put(lead(slot), part)
         # dispatch is asynchronous: without waiting, many tensors would be in memory at once
         if waiting > PIECE_BYTES:

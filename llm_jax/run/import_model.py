@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +80,12 @@ def import_model(
         tokenizer, files = _tokenizer(source, with_tokenizer)
         require_room(out, sum(stored.nbytes for _, stored in source.tensors))
         meta = _meta(source, tokenizer)
-        meta["source"]["files"] = digests([*source.files, folder / "config.json"])
         report = _new_report(source)
-        params = read_params(source)
-        wrong = list(differences(source, params))
+        with ThreadPoolExecutor(1) as pool:  # hashing leaves Python free to do the rest
+            hashes = pool.submit(digests, [*source.files, folder / "config.json"])
+            params = read_params(source)
+            wrong = list(differences(source, params))
+        meta["source"]["files"] = hashes.result()
         report.require("round_trip", not wrong, f"{wrong[:3]} differ from the files")
         return_memory()
         save_model(partial, params, meta, files)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_jax.checkpoint import differences, fingerprint, fingerprints
-from llm_jax.checkpoint.fingerprint import BLOCK, fingerprint_in_blocks, named_leaves
+from llm_jax.checkpoint.fingerprint import LARGE, fingerprint_in_blocks, named_leaves
 
 BASE = np.random.default_rng(0).integers(0, 2**32, (7, 9), dtype=np.uint32)
 one = jax.jit(fingerprint)
@@ -38,7 +38,7 @@ def test_every_dtype_agrees_with_the_definition(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(5, 1000, 1001), (BLOCK + 3,)])
+@pytest.mark.parametrize("shape", [(5, 1000, 1001), (LARGE + 3,)])
 def test_a_large_array_is_read_in_blocks_and_has_the_same_fingerprint(dtype, shape):
     array = jnp.asarray(np.arange(np.prod(shape), dtype=np.uint32).reshape(shape) % 251).astype(
         dtype
