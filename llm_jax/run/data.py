@@ -1,4 +1,4 @@
-"""`llm-jax data prepare` turns text into token shards; `llm-jax data inspect` shows what is in them."""
+"""`llm-jax data`: the stages from raw text to token shards, and a look at what is in them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +22,13 @@ from llm_jax.data.sources import Format, parse_source_spec
 from llm_jax.data.text_files import Division
 from llm_jax.errors import ConfigError
 from llm_jax.run import cli
+from llm_jax.run.data_clean import add_clean, clean
 
 console = Console(highlight=False)
 
 
 def main(argv: list[str]) -> None:
-    """Runs `data prepare` or `data inspect`."""
+    """Runs one of `COMMANDS`."""
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print(f"usage: llm-jax data {'|'.join(COMMANDS)} ...\n")
@@ -238,6 +239,7 @@ def segment_ids(row: Batch, segment: int) -> list[int]:
 
 
 COMMANDS = {
+    "clean": ("documents worth training on, and why the others are not", add_clean, clean),
     "prepare": ("text to token shards, written once", _add_prepare, _prepare),
     "inspect": ("counts, shares, fill and decoded rows", _add_inspect, _inspect),
 }
