@@ -15,7 +15,8 @@ HOST = re.compile(r"@(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24}(?![\w-])", re.A
 LOCAL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}\Z", re.ASCII)
 LONGEST_LOCAL = 65
 EXAMPLES = re.compile(r"@(?:[\w-]+\.)*(?:example|test|invalid|localhost)(?:\.(?:com|org|net))?$")
-IP = re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d]|\.\d)")
+# no look-behind here: a pattern that starts with a digit is searched for ten times as fast
+IP = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9]|\.[0-9])")
 MOBILE = re.compile(r"(?<![\d.])(?:(?:\+|00)?86[ -]?)?1[3-9]\d([ -]?)\d{4}\1\d{4}(?![\d.]\d|\d)")
 RESIDENT = re.compile(
     r"(?<!\d)[1-8]\d{5}(?:18|19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)"
@@ -43,7 +44,9 @@ def personal(page: Page, config: PersonalConfig) -> str | None:
     if config.email and "@" in text:
         text = _replace_email(text, config.email)
     if config.public_ip and "." in text:
-        text = IP.sub(lambda m: config.public_ip if is_public_ip(m[0]) else m[0], text)
+        text = IP.sub(
+            lambda m: config.public_ip if _stands_alone(m) and is_public_ip(m[0]) else m[0], text
+        )
     if LONG_NUMBER.search(text):  # the three below hold one
         # the longest first: a resident number holds what looks like a mobile number
         if config.resident_id:
@@ -66,6 +69,12 @@ def _replace_email(text: str, name: str) -> str:
         parts += [text[done : local.start()], name]
         done = host.end()
     return "".join(parts) + text[done:]
+
+
+def _stands_alone(match: re.Match[str]) -> bool:
+    """Whether no digit or dot comes before, as in a version number of five parts."""
+    start = match.start()
+    return start == 0 or match.string[start - 1] not in "0123456789."
 
 
 def is_public_ip(text: str) -> bool:
