@@ -23,6 +23,7 @@ from llm_jax.data.text_files import Division
 from llm_jax.errors import ConfigError
 from llm_jax.run import cli
 from llm_jax.run.data_clean import add_clean, clean
+from llm_jax.run.data_dedup import add_dedup, dedup
 
 console = Console(highlight=False)
 
@@ -240,6 +241,7 @@ def segment_ids(row: Batch, segment: int) -> list[int]:
 
 COMMANDS = {
     "clean": ("documents worth training on, and why the others are not", add_clean, clean),
+    "dedup": ("the same sources without exact and near repeats", add_dedup, dedup),
     "prepare": ("text to token shards, written once", _add_prepare, _prepare),
     "inspect": ("counts, shares, fill and decoded rows", _add_inspect, _inspect),
 }

@@ -4,7 +4,7 @@ One pass for each source: read, send chunks through the rules (here or in worker
 order either way), write what is kept, count the rest by rule and reason with the first samples.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,15 +19,12 @@ from llm_jax.data.document_files import (
     document_line,
     write_manifest,
 )
-from llm_jax.data.documents import Document, Rejects
+from llm_jax.data.documents import Document, Rejects, chunks
 from llm_jax.data.ordered_pool import ordered_map
 from llm_jax.data.shard_writer import new_folder, write_file
 from llm_jax.data.shards import REJECTS
 from llm_jax.data.sources import SourceConfig, read_documents
 from llm_jax.errors import ConfigError
-
-CHUNK_CHARACTERS = 1 << 19
-CHUNK_DOCUMENTS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +104,9 @@ def _clean_source(
     rules: RuleCounts,
     progress: Callable[[Progress], None],
 ) -> None:
-    chunks = _chunks(read_documents(source, rejects))
+    documents = chunks(read_documents(source, rejects))
     seen = size = 0
-    for results in ordered_map(chunk_cleaner, (config.rules,), chunks, config.workers):
+    for results in ordered_map(chunk_cleaner, (config.rules,), documents, config.workers):
         for cleaned in results:
             rules.add(cleaned.document, cleaned.outcome)
             if cleaned.line:
@@ -117,18 +114,6 @@ def _clean_source(
         seen += len(results)
         size += sum(len(cleaned.document.text) for cleaned in results)
         progress(Progress(source.name, seen, writer.counts["documents"], size))
-
-
-def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    chunk, size = [], 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document.text)
-        if size >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_DOCUMENTS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 def chunk_cleaner(config: CleanConfig) -> Callable[[list[Document]], list[Cleaned]]:
