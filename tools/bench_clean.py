@@ -71,7 +71,7 @@ def sample(texts: list[str]) -> list[str]:
 
 def main() -> None:
     """Prints a line per file and side."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--kept", action="store_true", help="what each rule rejects, by file")
     arguments = parser.parse_args()

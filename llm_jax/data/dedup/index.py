@@ -5,6 +5,7 @@ each band. Memory: 4 bytes per document for the clusters, 1 for what is known of
 while they are sorted, which are split by value when they would take more than `memory_bytes`.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -13,8 +14,9 @@ import numpy as np
 
 from llm_jax.data.dedup.minhash import PLACES, band_keys
 
-SORT_BYTES = 40  # per key: the key, its place, and what argsort and the two gathers hold
-PAIRS_AT_ONCE = 1 << 16
+SORT_BYTES = 150  # per key while a part is sorted, measured: read, joined, ordered, compared
+PAIRS_AT_ONCE = 1 << 14  # two signatures each: 10 MB
+KEYS_AT_ONCE = 1 << 20
 UNIQUE, EXACT, NEAR = 0, 1, 2
 
 
@@ -69,19 +71,18 @@ class Index:
         kind = np.zeros(self.num_documents, np.uint8)
         if not self.num_documents:
             return Verdicts(first, kind)
-        high = self._map("high", np.uint64)
         for a, b in self._pairs("low", kind):
-            same = high[a] == high[b]
+            same = self._look_up("high", np.uint64, 1, a) == self._look_up("high", np.uint64, 1, b)
+            same = same[:, 0]
             _join(first, a[same], b[same])
         _settle(first)
         kind[first != np.arange(self.num_documents, dtype=np.int32)] = EXACT
-        signatures = self._map("signatures", np.uint16).reshape(-1, PLACES)
         for band in range(self._bands):
             for a, b in self._pairs(f"band-{band}", kind):
                 apart = first[a] != first[b]
                 a, b = a[apart], b[apart]
                 self.compared += len(a)
-                near = (signatures[a] == signatures[b]).mean(axis=1) >= self._threshold
+                near = self._similarities(a, b) >= self._threshold
                 _join(first, a[near], b[near])
             _settle(first)
         moved = first != np.arange(self.num_documents, dtype=np.int32)
@@ -90,49 +91,59 @@ class Index:
 
     def similarity(self, a: int, b: int) -> float:
         """Estimated Jaccard similarity of two documents."""
-        signatures = self._map("signatures", np.uint16).reshape(-1, PLACES)
-        return float((signatures[a] == signatures[b]).mean())
+        return float(self._similarities(np.array([a]), np.array([b]))[0])
 
     def text_hash(self, start: int, end: int) -> np.ndarray:
         """Low halves of the text hashes of documents [start, end), uint64."""
-        return np.array(self._map("low", np.uint64)[start:end])
+        return np.fromfile(self._folder / "low", np.uint64, end - start, offset=8 * start)
 
-    def _map(self, name: str, dtype: Any) -> np.ndarray:
-        return np.memmap(self._folder / name, dtype=dtype, mode="r")
+    def _similarities(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        one = self._look_up("signatures", np.uint16, PLACES, a)
+        return (one == self._look_up("signatures", np.uint16, PLACES, b)).mean(axis=1)
+
+    def _look_up(self, name: str, dtype: Any, columns: int, documents: np.ndarray) -> np.ndarray:
+        """Rows of a file, [D, columns]. Read, not mapped: every look at a map keeps 64 kB around."""
+        width = np.dtype(dtype).itemsize * columns
+        descriptor = os.open(self._folder / name, os.O_RDONLY)
+        try:
+            rows = [os.pread(descriptor, width, width * place) for place in documents.tolist()]
+        finally:
+            os.close(descriptor)
+        return np.frombuffer(b"".join(rows), dtype=dtype).reshape(-1, columns)
 
     def _pairs(self, name: str, kind: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pairs (earlier, later) of documents with the same key, exact repeats left out.
 
         Of a run of equal keys every document is paired with the first and with the one before it.
         """
-        column = self._map(name, np.uint64)
         parts = -(-self.num_documents * SORT_BYTES // self._memory)
         for part in range(parts):
-            if parts == 1:
-                chosen = np.flatnonzero(kind != EXACT).astype(np.int32)
-            else:
-                chosen = _in_part(column, kind, part, parts)
-            keys = column[chosen]
+            chosen, keys = self._keys(name, kind, part, parts)
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
             repeat = np.flatnonzero(keys[1:] == keys[:-1]) + 1  # not the first of their run
             starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-            firsts = starts[np.searchsorted(starts, repeat, side="right") - 1]
             for begin in range(0, len(repeat), PAIRS_AT_ONCE):
-                cut = slice(begin, begin + PAIRS_AT_ONCE)
-                later = chosen[order[repeat[cut]]]
-                yield chosen[order[firsts[cut]]], later
-                yield chosen[order[repeat[cut] - 1]], later
+                places = repeat[begin : begin + PAIRS_AT_ONCE]
+                firsts = starts[np.searchsorted(starts, places, side="right") - 1]
+                later = chosen[order[places]]
+                yield chosen[order[firsts]], later
+                yield chosen[order[places - 1]], later
 
-
-def _in_part(column: np.ndarray, kind: np.ndarray, part: int, parts: int) -> np.ndarray:
-    """Documents whose key falls into one of `parts` equal parts, read in pieces; int32."""
-    found = []
-    for start in range(0, len(column), 1 << 20):
-        keys = column[start : start + (1 << 20)]
-        here = (keys % np.uint64(parts) == part) & (kind[start : start + (1 << 20)] != EXACT)
-        found.append((np.flatnonzero(here) + start).astype(np.int32))
-    return np.concatenate(found)
+    def _keys(
+        self, name: str, kind: np.ndarray, part: int, parts: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Documents, int32, and keys, uint64, of one of `parts` parts by key, exact repeats left out."""
+        documents, keys = [], []
+        for start in range(0, self.num_documents, KEYS_AT_ONCE):
+            count = min(KEYS_AT_ONCE, self.num_documents - start)
+            read = np.fromfile(self._folder / name, np.uint64, count, offset=8 * start)
+            here = kind[start : start + count] != EXACT
+            if parts > 1:
+                here &= read % np.uint64(parts) == part
+            documents.append((np.flatnonzero(here) + start).astype(np.int32))
+            keys.append(read[here])
+        return np.concatenate(documents), np.concatenate(keys)
 
 
 def _root(first: np.ndarray, document: int) -> int:

@@ -15,13 +15,12 @@ from llm_jax.data.sources import Rejects, SourceConfig, read_documents
 from llm_jax.errors import ConfigError, DataError
 from tests.data.dedup import planted
 
-WORDS = {
-    "en": "river stone bridge winter keeper lantern garden question silver window teacher memory ship harbour "
-    "letter answer mountain weather bread paper music engine valley market forest doctor island cotton".split(),
-    "zh": list(
-        "山水风云花鸟鱼虫日月星辰春夏秋冬东西南北天地人家国城门路桥船车马牛羊书笔纸墨琴棋诗画茶酒饭菜"
-    ),
-}
+ENGLISH = """river stone bridge winter keeper lantern garden question silver window teacher memory ship
+harbour letter answer mountain weather bread paper music engine valley market forest doctor island cotton"""
+CHINESE = (
+    "山水风云花鸟鱼虫日月星辰春夏秋冬东西南北天地人家国城门路桥船车马牛羊书笔纸墨琴棋诗画茶酒饭菜"
+)
+WORDS = {"en": ENGLISH.split(), "zh": list(CHINESE)}
 
 
 def document(language: str, seed: int, count: int = 40) -> str:
@@ -120,7 +119,7 @@ def test_short_texts_are_never_near(tmp_path):
 def test_sorting_in_parts_gives_the_same_clusters(tmp_path):
     texts = [document("en", seed % 30) + document("en", 99, 1 + seed // 30) for seed in range(90)]
     results = []
-    for memory in (1 << 30, 900):  # 90 documents want 3,600 bytes: four parts
+    for memory in (1 << 30, 900):  # 90 documents want 13,500 bytes: fifteen parts
         folder = tmp_path / str(memory)
         folder.mkdir()
         index = Index(folder, 5, 0.7, memory)
