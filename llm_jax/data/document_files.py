@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pyarrow
 
 from llm_jax.config import to_dict
-from llm_jax.data.lineage import documents_digest, input_record
+from llm_jax.data.lineage import documents_digest, record_digest
 from llm_jax.data.shard_writer import write_file
 from llm_jax.data.shards import MANIFEST, sha256_of
 from llm_jax.data.sources import Document, SourceConfig
@@ -107,7 +107,7 @@ def write_manifest(
     root: Path,
     stage: str,
     config: Any,
-    sources: tuple[SourceConfig, ...],
+    inputs: dict[str, Any],
     entries: dict[str, Any],
     **more: Any,
 ) -> dict[str, Any]:
@@ -117,20 +117,21 @@ def write_manifest(
       root: the folder of the stage's output.
       stage: its name, as in `llm-jax data STAGE`.
       config: the dataclass that decided what it did.
-      sources: what it read.
+      inputs: `input_records` of what it read, made before it was read.
       entries: by name of an output source: what `DocumentWriter.finish` returned, and more.
       more: further entries.
     """
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "stage": stage,
-        "inputs": {source.name: input_record(source) for source in sources},
+        "inputs": inputs,
         "sources": entries,
         "config": to_dict(config),
         **more,
     }
     manifest["config_digest"] = digest(manifest["config"])
     manifest["digest"] = documents_digest(manifest)
+    manifest["record_digest"] = record_digest(manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     write_file(root / MANIFEST, text.encode("utf-8", "replace"))
     return manifest

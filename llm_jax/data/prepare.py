@@ -26,6 +26,7 @@ from llm_jax import tokenizer as tokenizers
 from llm_jax.config import to_dict
 from llm_jax.data import shards
 from llm_jax.data.documents import Document, Rejects
+from llm_jax.data.lineage import input_records, record_digest
 from llm_jax.data.shard_writer import Encoded, HoldOut, SplitWriter, new_folder, write_file
 from llm_jax.data.sources import SourceConfig, read_documents
 from llm_jax.data.workers import die_with_parent
@@ -102,6 +103,7 @@ def prepare(
         tokenizer_folder.mkdir()
         tokenizer.save(tokenizer_folder)
         entries, samples = {}, ""
+        inputs = input_records(config.sources)
         for source in config.sources:
             rejects = Rejects()
             entries[source.name] = _prepare_source(
@@ -117,10 +119,12 @@ def prepare(
                 "bos_id": tokenizer.bos_id,
                 "eos_id": tokenizer.eos_id,
             },
+            "inputs": inputs,
             "sources": entries,
             "config": to_dict(config),
         }
         manifest["digest"] = shards.content_digest(manifest)
+        manifest["record_digest"] = record_digest(manifest)
         write_file(root / shards.REJECTS, samples.encode("utf-8", "replace"))
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         write_file(root / shards.MANIFEST, text.encode())

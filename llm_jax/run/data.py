@@ -24,6 +24,7 @@ from llm_jax.errors import ConfigError
 from llm_jax.run import cli
 from llm_jax.run.data_clean import add_clean, clean
 from llm_jax.run.data_dedup import add_dedup, dedup
+from llm_jax.run.data_verify import add_verify, verify_chain
 
 console = Console(highlight=False)
 
@@ -243,6 +244,7 @@ COMMANDS = {
     "clean": ("documents worth training on, and why the others are not", add_clean, clean),
     "dedup": ("the same sources without exact and near repeats", add_dedup, dedup),
     "prepare": ("text to token shards, written once", _add_prepare, _prepare),
+    "verify": ("follow the manifests from token shards back to raw text", add_verify, verify_chain),
     "inspect": ("counts, shares, fill and decoded rows", _add_inspect, _inspect),
 }
 

@@ -20,6 +20,7 @@ from llm_jax.data.document_files import (
     write_manifest,
 )
 from llm_jax.data.documents import Document, Rejects, chunks
+from llm_jax.data.lineage import input_records
 from llm_jax.data.ordered_pool import ordered_map
 from llm_jax.data.shard_writer import new_folder, write_file
 from llm_jax.data.shards import REJECTS
@@ -80,6 +81,7 @@ def clean_stage(
     """
     cleaner(config.rules)  # a mistake in a list is told before anything is read
     with new_folder(config.output, config.overwrite) as root:
+        inputs = input_records(config.sources)
         entries, counted, samples = {}, {}, ""
         for source in config.sources:
             rejects, rules = Rejects(), RuleCounts(config.rules.rules)
@@ -93,7 +95,7 @@ def clean_stage(
             samples += rejects.lines(source.name)
         write_file(root / REJECTS, samples.encode("utf-8", "replace"))
         write_reports(root, counted)
-        return write_manifest(root, "clean", config, config.sources, entries)
+        return write_manifest(root, "clean", config, inputs, entries)
 
 
 def _clean_source(

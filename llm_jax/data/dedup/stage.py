@@ -22,6 +22,7 @@ from llm_jax.data.dedup.index import EXACT, NEAR, Index, Sketch, Verdicts
 from llm_jax.data.dedup.minhash import PLACES, choose_rows, signature
 from llm_jax.data.document_files import Compression, DocumentWriter, check_sources, write_manifest
 from llm_jax.data.documents import Document, Rejects, chunks
+from llm_jax.data.lineage import input_records
 from llm_jax.data.ordered_pool import ordered_map
 from llm_jax.data.shard_writer import new_folder, write_file
 from llm_jax.data.shards import REJECTS
@@ -86,6 +87,7 @@ def dedup_stage(config: DedupStage, progress: Callback = lambda _: None) -> dict
         exists, a full disk. Nothing is left at `config.output` then.
     """
     with new_folder(config.output, config.overwrite) as root:
+        inputs = input_records(config.sources)
         scratch = root / "scratch"
         scratch.mkdir()
         rows = choose_rows(config.threshold)
@@ -111,7 +113,7 @@ def dedup_stage(config: DedupStage, progress: Callback = lambda _: None) -> dict
         write_file(root / REPORT, text.encode("utf-8", "replace"))
         samples = "".join(counted.lines(name) for name, counted in rejects.items())
         write_file(root / REJECTS, samples.encode("utf-8", "replace"))
-        return write_manifest(root, "dedup", config, config.sources, entries, rows_per_band=rows)
+        return write_manifest(root, "dedup", config, inputs, entries, rows_per_band=rows)
 
 
 def _sketch_source(
