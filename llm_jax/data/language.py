@@ -20,7 +20,7 @@ KANA_SHARE = (
     0.05  # of Han and kana: Japanese has at least a quarter; Chinese quotes a の now and then
 )
 SCRIPT_SHARE = 0.3  # of all letters
-ENGLISH_SHARE = 0.06  # of the words; prose has 0.25 and more, API lists 0.1
+ENGLISH_SHARE = 0.03  # of the words; prose has 0.25 and more, API lists 0.05
 WORDS = (
     "the of and to in is for that it as with on this are be or by from at an was not you can if which "
     "have will has when all but we use used their they were one there your more no any other"
@@ -56,7 +56,7 @@ def identify(text: str, counts_K: np.ndarray | None = None) -> Verdict:
 
 def _decide(text: str, letters: dict[str, float], shares: dict[str, float]) -> str:
     han_and_kana = letters["Han"] + letters["Kana"]
-    if letters["Kana"] > KANA_SHARE * han_and_kana and shares["Kana"] > KANA_SHARE:
+    if letters["Kana"] > KANA_SHARE * han_and_kana and shares["Kana"] > HAN_SHARE:
         return "ja"
     for script, language in (("Hangul", "ko"), ("Cyrillic", "ru"), ("other", UNDETERMINED)):
         if shares.get(script, 0.0) >= SCRIPT_SHARE:
