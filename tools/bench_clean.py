@@ -6,8 +6,13 @@
 Seconds are CPU seconds of this process, which wait for no other one; MB are UTF-8 bytes of the text.
 Theirs are Gopher quality, Gopher repetition, C4 quality and FineWeb quality with the splitter of the
 language (jieba for Chinese) and default limits, each on all documents of a sample. Ours do besides what
-none of theirs does: repair, normalise, strip markup, replace
-personal data. datatrove is not needed by anything else: `pip install datatrove spacy jieba`.
+none of theirs does: repair, normalise, strip markup, replace personal data. datatrove is not needed by
+anything else: `pip install datatrove spacy jieba`.
+
+Measured on one of two busy CPU cores (CPU seconds), datatrove 0.10.1, ../shared/corpus: ours 5.3 to 6.3
+MB/s over all files in four runs (3.9 to 6.8 by file; short English pages are the slowest). In one run
+with all four of theirs, which make 0.13 to 0.32 MB/s together: 20 to 45 times as fast by file, and 1.9
+times or more their fastest single filter on English; C4's on Chinese rejects at the first line.
 """
 
 import argparse

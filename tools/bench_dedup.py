@@ -8,6 +8,14 @@ documents cut from the corpus. The others get the shingling that Python code doe
 character 5-grams), signatures of 128 and an LSH index at the same threshold, and neither read nor write.
 Seconds are CPU seconds of this process. Recall is of copies with 8 % of the sentences dropped and a
 header put before. Memory is the peak of a process that indexes random sketches, of which a tenth repeat.
+
+Measured on one of two busy CPU cores, numpy 2.4.6, rensa 0.5.0, datasketch 2.0.0:
+
+    llm_jax, end to end         6,297 documents/s  (20,000 of 2 kB)
+    texts in hand: llm_jax 11,576, rensa 4,346, datasketch 583 documents/s
+    recall, zh and en: llm_jax 99.0 % 99.3 %, rensa 76.0 % 92.7 %, datasketch 65.3 % 86.3 %; no side
+    calls one of the 300 originals a repeat. The others compare spaces and punctuation too.
+    memory: 1 M documents 125 MB, 10 M documents 203 MB (82 s, 1,000,000 near): 9.1 bytes a document
 """
 
 import argparse
