@@ -5,12 +5,15 @@ kept as samples. `Rejects.check` stops the stage when they are more than the use
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from llm_jax.errors import DataError
 
 SAMPLES_PER_REASON = 20
 EXCERPT_CHARACTERS = 120
+CHUNK_CHARACTERS = 1 << 19  # what one message to a worker holds
+CHUNK_DOCUMENTS = 512
 
 
 class Document(NamedTuple):
@@ -19,6 +22,19 @@ class Document(NamedTuple):
     text: str  # not blank, no lone surrogates
     source: str  # name of the source
     id: str  # where it comes from, unique inside the source: "part-1.jsonl:37"
+
+
+def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Lists of documents of bounded size, in order."""
+    chunk, size = [], 0
+    for document in documents:
+        chunk.append(document)
+        size += len(document.text)
+        if size >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_DOCUMENTS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 class Reject(NamedTuple):

@@ -10,13 +10,10 @@ Then the manifest is written and the whole folder renamed into place.
 
 import hashlib
 import json
-import multiprocessing
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +23,10 @@ from llm_jax import tokenizer as tokenizers
 from llm_jax.config import to_dict
 from llm_jax.data import shards
 from llm_jax.data.documents import Document, Rejects
+from llm_jax.data.lineage import input_records, record_digest
+from llm_jax.data.ordered_pool import ordered_map
 from llm_jax.data.shard_writer import Encoded, HoldOut, SplitWriter, new_folder, write_file
 from llm_jax.data.sources import SourceConfig, read_documents
-from llm_jax.data.workers import die_with_parent
 from llm_jax.errors import ConfigError, DataError
 from llm_jax.tokenizer.base import Tokenizer, start_id
 
@@ -97,15 +95,16 @@ def prepare(
     """
     tokenizer = tokenizers.load(Path(config.tokenizer))
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    with new_folder(config.output, config.overwrite) as root, Encoder(tokenizer, config) as encoder:
+    with new_folder(config.output, config.overwrite) as root:
         tokenizer_folder = root / shards.TOKENIZER
         tokenizer_folder.mkdir()
         tokenizer.save(tokenizer_folder)
         entries, samples = {}, ""
+        inputs = input_records(config.sources)
         for source in config.sources:
             rejects = Rejects()
             entries[source.name] = _prepare_source(
-                source, config, encoder, root, dtype, rejects, progress or (lambda _: None)
+                source, config, root, dtype, rejects, progress or (lambda _: None)
             )
             samples += rejects.lines(source.name)
         manifest: dict[str, Any] = {
@@ -117,10 +116,12 @@ def prepare(
                 "bos_id": tokenizer.bos_id,
                 "eos_id": tokenizer.eos_id,
             },
+            "inputs": inputs,
             "sources": entries,
             "config": to_dict(config),
         }
         manifest["digest"] = shards.content_digest(manifest)
+        manifest["record_digest"] = record_digest(manifest)
         write_file(root / shards.REJECTS, samples.encode("utf-8", "replace"))
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         write_file(root / shards.MANIFEST, text.encode())
@@ -130,7 +131,6 @@ def prepare(
 def _prepare_source(
     source: SourceConfig,
     config: PrepareConfig,
-    encoder: "Encoder",
     root: Path,
     dtype: str,
     rejects: Rejects,
@@ -151,7 +151,8 @@ def _prepare_source(
             total = {key: sum(w.counts[key] for w in writers.values()) for key in COUNTED}
             progress(Progress(source=source.name, rejected=rejects.total, **total))
 
-        for chunk in encoder.encode(stream.chunks()):
+        encoded = ordered_map(make_encoder, (config.tokenizer,), stream.chunks(), config.workers)
+        for chunk in encoded:
             for document in chunk:
                 for split, settled in holdout.deal(document):
                     writers[split].add(settled)
@@ -206,47 +207,9 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-class Encoder:
-    """Turns chunks of texts into stored documents, in order, with or without worker processes."""
-
-    def __init__(self, tokenizer: Tokenizer, config: PrepareConfig) -> None:
-        self._tokenizer, self._workers = tokenizer, config.workers
-        self._pool: ProcessPoolExecutor | None = None
-        if config.workers:
-            self._pool = ProcessPoolExecutor(
-                config.workers,
-                # spawn: a forked child inherits locks held by other threads of the parent
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_worker,
-                initargs=(config.tokenizer,),
-            )
-
-    def __enter__(self) -> "Encoder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def encode(self, chunks: Iterator[list[str]]) -> Iterator[list[Encoded]]:
-        """Yields one list of documents per chunk, in the order of the chunks."""
-        if self._pool is None:
-            for chunk in chunks:
-                yield encode_chunk(self._tokenizer, chunk)
-            return
-        waiting: deque[Future[list[Encoded]]] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append(self._pool.submit(_encode_in_worker, chunk))
-                if len(waiting) > 2 * self._workers:  # bounds memory when reading outruns encoding
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                f"a worker process died, most often for lack of memory; try workers="
-                f"{self._workers // 2} instead of {self._workers}"
-            ) from error
+def make_encoder(folder: str) -> Callable[[list[str]], list[Encoded]]:
+    """The function that a worker applies to every chunk of texts."""
+    return partial(encode_chunk, tokenizers.load(Path(folder)))
 
 
 def encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
@@ -267,15 +230,3 @@ def encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
         position = int.from_bytes(text_key(text)[:8], "little") / 2**64
         documents.append(Encoded(tokens.astype(np.uint32), len(text.encode()), len(text), position))
     return documents
-
-
-_worker_tokenizer: list[Tokenizer] = []
-
-
-def _start_worker(tokenizer: str) -> None:
-    die_with_parent()
-    _worker_tokenizer.append(tokenizers.load(Path(tokenizer)))
-
-
-def _encode_in_worker(texts: list[str]) -> list[Encoded]:
-    return encode_chunk(_worker_tokenizer[0], texts)

@@ -113,21 +113,36 @@ def _read_all(source: SourceConfig, rejects: Rejects) -> Iterator[Document]:
     elif source.format == "tfds":
         yield from record_files.read_tfds(source.name, source.path, source.text_field, rejects)
     elif source.format == "sample":
-        yield from text_files.read_samples(source.name, _sample_files(source), rejects)
+        yield from text_files.read_samples(source.name, source_files(source), rejects)
     else:
-        files = find_files(source.path)
+        files = source_files(source)
         kind = source.format if source.format != "auto" else _format_of(source, files)
-        wanted = [f for f in files if f.lower().endswith(SUFFIXES[kind])]
-        # a file named outright is read whatever its ending; in a folder the ending decides
-        files = wanted or (files if os.path.isfile(source.path) else [])
-        if not files:
-            raise DataError(
-                f"source {source.name!r}: no {' or '.join(SUFFIXES[kind])} files in {source.path!r}"
-            )
         root = source.path if os.path.isdir(source.path) else os.path.dirname(files[0])
         for file in files:
             place = os.path.relpath(file, root) if len(files) > 1 else os.path.basename(file)
             yield from _read_file(source, kind, file, place, rejects)
+
+
+def source_files(source: SourceConfig) -> list[str]:
+    """The files that `read_documents` reads, in order; none for packages and TFDS.
+
+    Raises:
+      DataError: there are none, or their format cannot be told.
+    """
+    if source.format in ("package-docs", "tfds"):
+        return []
+    if source.format == "sample":
+        return _sample_files(source)
+    files = find_files(source.path)
+    kind = source.format if source.format != "auto" else _format_of(source, files)
+    wanted = [f for f in files if f.lower().endswith(SUFFIXES[kind])]
+    # a file named outright is read whatever its ending; in a folder the ending decides
+    files = wanted or (files if os.path.isfile(source.path) else [])
+    if not files:
+        raise DataError(
+            f"source {source.name!r}: no {' or '.join(SUFFIXES[kind])} files in {source.path!r}"
+        )
+    return files
 
 
 def _read_file(

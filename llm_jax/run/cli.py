@@ -25,7 +25,7 @@ STOPPED = 130
 VERBS = {
     "demo": "raw text to a trained, measured, generating model in minutes, offline",
     "tokenizer": "train, extend, audit or compare tokenizers",
-    "data": "turn text into token shards",
+    "data": "raw text to token shards: clean, language, dedup, decontaminate, prepare, verify",
     "pretrain": "train a model from a config",
     "eval": "perplexity, bits per byte and bits per character of a model",
     "generate": "continue prompts with a model",

@@ -1,4 +1,4 @@
-"""`llm-jax data prepare` turns text into token shards; `llm-jax data inspect` shows what is in them."""
+"""`llm-jax data`: the stages from raw text to token shards, and a look at what is in them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +22,16 @@ from llm_jax.data.sources import Format, parse_source_spec
 from llm_jax.data.text_files import Division
 from llm_jax.errors import ConfigError
 from llm_jax.run import cli
+from llm_jax.run.data_clean import add_clean, clean
+from llm_jax.run.data_dedup import add_dedup, dedup
+from llm_jax.run.data_sift import add_decontaminate, add_language, decontaminate, language
+from llm_jax.run.data_verify import add_verify, verify_chain
 
 console = Console(highlight=False)
 
 
 def main(argv: list[str]) -> None:
-    """Runs `data prepare` or `data inspect`."""
+    """Runs one of `COMMANDS`."""
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         print(f"usage: llm-jax data {'|'.join(COMMANDS)} ...\n")
@@ -238,7 +242,12 @@ def segment_ids(row: Batch, segment: int) -> list[int]:
 
 
 COMMANDS = {
+    "clean": ("documents worth training on, and why the others are not", add_clean, clean),
+    "language": ("sources split by language, scored against a reference", add_language, language),
+    "dedup": ("the same sources without exact and near repeats", add_dedup, dedup),
+    "decontaminate": ("no document that holds an evaluation set", add_decontaminate, decontaminate),
     "prepare": ("text to token shards, written once", _add_prepare, _prepare),
+    "verify": ("follow the manifests from token shards back to raw text", add_verify, verify_chain),
     "inspect": ("counts, shares, fill and decoded rows", _add_inspect, _inspect),
 }
 
