@@ -34,7 +34,7 @@ def test_the_1b_step_compiles_for_sixteen_chips_with_our_kernels_in_it():
         model=config.model,
         config=dataclasses.replace(config.step, batch_size=rows),
         optimizer=optimizer,
-        schedule=make_schedule(config.optimizer, 1000),
+        schedule=make_schedule(config.optimizer, config.train.steps),
         clip_norm=1.0,
     )
     sharding = batch_sharding(mesh, rows, T)
