@@ -74,6 +74,10 @@ class Tokenizer(Protocol):
         """Id of a special token or piece, as its file spells it, or -1 when there is none."""
         ...
 
+    def piece_of(self, id: int) -> str:
+        """The special token or piece of an id, as its file spells it, or "" where it has none."""
+        ...
+
     def token_num_bytes(self) -> np.ndarray:
         """int32 [V]: UTF-8 bytes of text that each id stands for; 0 for special ids.
 

@@ -146,6 +146,10 @@ class HuggingFaceTokenizer:
         id = self._tokenizer.token_to_id(piece)
         return -1 if id is None else id
 
+    def piece_of(self, id: int) -> str:
+        """The special token or piece of an id, or ""."""
+        return self._pieces.get(id, "")
+
     def token_num_bytes(self) -> np.ndarray:
         """int32 [V]: UTF-8 bytes each id stands for; 0 for special and unknown ids."""
         lengths = np.zeros(self.vocab_size, np.int32)

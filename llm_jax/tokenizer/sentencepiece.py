@@ -133,6 +133,10 @@ class SentencePieceTokenizer:
         id = self._processor.PieceToId(piece)
         return id if self._processor.IdToPiece(id) == piece else -1
 
+    def piece_of(self, id: int) -> str:
+        """The special token or piece of an id, or ""."""
+        return self._pieces[id][0] if 0 <= id < self._num_pieces else self._added.get(id, "")
+
     def token_num_bytes(self) -> np.ndarray:
         """int32 [V]: UTF-8 bytes each id stands for; 0 for special and unknown ids."""
         lengths = np.zeros(self.vocab_size, np.int32)

@@ -33,6 +33,7 @@ class Diary:
         self.stop_at = asked.get("stop_at", 0)
         self.save_every = asked.get("save_every", 1000)
         self.save_asked_at = asked.get("save_asked_at", 0)
+        self.worse_at = asked.get("worse_at", -1)
 
     def batches(self, start=0):
         for step in range(start + 1, 10_000):
@@ -58,6 +59,9 @@ class Diary:
             "skipped_in_row": state.skipped_in_row,
         }
         return state, {name: jnp.asarray(value) for name, value in metrics.items()}
+
+    def is_worse(self, metrics, step):
+        return step == self.worse_at
 
     def evaluate(self, params, step):
         self.calls.append(f"evaluate {step}")
