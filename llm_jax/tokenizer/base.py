@@ -75,7 +75,7 @@ class Tokenizer(Protocol):
         ...
 
     def piece_of(self, id: int) -> str:
-        """The special token or piece of an id, as its file spells it, or "" where it has none."""
+        """How its file spells an id, special ones included; "" for an id without a piece."""
         ...
 
     def token_num_bytes(self) -> np.ndarray:

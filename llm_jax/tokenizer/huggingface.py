@@ -147,7 +147,7 @@ class HuggingFaceTokenizer:
         return -1 if id is None else id
 
     def piece_of(self, id: int) -> str:
-        """The special token or piece of an id, or ""."""
+        """How the file spells an id; "" for an id without a piece."""
         return self._pieces.get(id, "")
 
     def token_num_bytes(self) -> np.ndarray:

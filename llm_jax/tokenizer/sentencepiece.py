@@ -134,8 +134,8 @@ class SentencePieceTokenizer:
         return id if self._processor.IdToPiece(id) == piece else -1
 
     def piece_of(self, id: int) -> str:
-        """The special token or piece of an id, or ""."""
-        return self._pieces[id][0] if 0 <= id < self._num_pieces else self._added.get(id, "")
+        """How the file spells an id; "" for an id without a piece."""
+        return self._added.get(id, "") if id >= self._num_pieces else self._pieces[id][0]
 
     def token_num_bytes(self) -> np.ndarray:
         """int32 [V]: UTF-8 bytes each id stands for; 0 for special and unknown ids."""

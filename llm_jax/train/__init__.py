@@ -8,7 +8,7 @@ from llm_jax.train.forgetting import ForgettingConfig, forgotten
 from llm_jax.train.loop import Reporter, TrainConfig, run
 from llm_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from llm_jax.train.resize import ResizeConfig
-from llm_jax.train.stages import StageConfig, plan_stages, stage_of, staged_step
+from llm_jax.train.stages import Stage, StageConfig, enter, plan_stages, stage_of, staged_step
 from llm_jax.train.state import (
     TrainState,
     abstract_state,
@@ -24,12 +24,14 @@ __all__ = [
     "OptimizerConfig",
     "Reporter",
     "ResizeConfig",
+    "Stage",
     "StageConfig",
     "StepConfig",
     "TrainConfig",
     "TrainState",
     "abstract_state",
     "compile_step",
+    "enter",
     "forgotten",
     "init_state",
     "make_optimizer",
