@@ -98,7 +98,7 @@ def train_session(parts: Parts, console: Console) -> TrainState:
             say(console, summary(parts, mesh, start))
             if begun:
                 append_event(parts.folder, "continuation", step=0, **begun.facts)
-                say(console, begun.table)
+                say(console, begun.table or "start      not measured: there is no held-out text")
         hooks = RunHooks(parts, store, stop, evaluator, console)
         if start < steps:
             feed = stack.enter_context(contextlib.closing(placed_batches(parts, mesh, start)))

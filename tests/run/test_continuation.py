@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,6 @@ import llm_jax
 from llm_jax import tokenizer as tokenizers
 from llm_jax.checkpoint import read_meta, save_model
 from llm_jax.config import to_dict
-from llm_jax.model import init_params
 from llm_jax.run import cli, data, pretrain, tokenizer
 from llm_jax.train.resize import INITS
 from llm_jax.train.trainable import VOCAB_AXIS
@@ -20,17 +18,20 @@ from tests.run.conftest import english_documents, write_jsonl
 from tests.run.tiny_continue import ALONE, STEPS
 from tests.run.tiny_pretrain import config as pretrain_config
 from tests.run.tiny_runs import Run
+from tests.tiny import drawn_params
 
 CONFIG = str(Path(__file__).with_name("tiny_continue.py"))
 OLD = 360  # ids of the base's tokenizer; its embedding has 384 rows
 
 
-def write_base(folder: Path, tokenizer_folder: Path, **sizes: int) -> Path:
-    """A model of the tiny size as a folder of its own; its parameters are random."""
-    model = dataclasses.replace(pretrain_config().model, **sizes)
+def write_base(folder: Path, tokenizer_folder: Path, rows: int = 384) -> Path:
+    """A model of the tiny size as a folder of its own, with this many rows of the vocabulary."""
+    model = dataclasses.replace(pretrain_config().model, vocab_size=rows)
     text = tokenizers.load(tokenizer_folder)
     meta = {"config": {"model": to_dict(model)}, "tokenizer_fingerprint": text.fingerprint}
-    save_model(folder, init_params(model, jax.random.key(7)), meta, text.files)
+    params = drawn_params(pretrain_config().model, seed=7)
+    cut = {"embedding": params["embedding"][:rows], "head": params["head"][:, :rows]}
+    save_model(folder, {**params, **cut}, meta, text.files)
     return folder
 
 
@@ -205,7 +206,7 @@ def test_data_of_a_tokenizer_that_does_not_extend_the_bases_is_refused(refused, 
 def test_a_base_whose_tokenizer_and_embedding_disagree_is_refused(
     refused, tmp_path, tiny_tokenizer
 ):
-    small = write_base(tmp_path / "small", tiny_tokenizer, vocab_size=352)
+    small = write_base(tmp_path / "small", tiny_tokenizer, rows=352)
     said = refused("--init-from", str(small))
     assert "its tokenizer has 360 ids, but its embedding has 352 rows" in said
 
@@ -223,8 +224,9 @@ def test_a_first_stage_without_new_rows_and_a_guard_without_text_are_refused(ref
 
 
 def test_a_run_that_began_at_random_does_not_become_a_continued_one(
-    straight, base, extended, capsys
+    base, extended, tmp_path, tiny_tokenizer, capsys
 ):
+    write_base(tmp_path / "run/checkpoints/4", tiny_tokenizer)
     words = [CONFIG, "--init-from", str(base), "--data.prepared", str(extended)]
-    assert cli.run(pretrain.main, [*words, "--run", str(straight.folder)]) == 2
+    assert cli.run(pretrain.main, [*words, "--run", str(tmp_path / "run")]) == 2
     assert "did not begin with init_from=" in capsys.readouterr().err

@@ -6,6 +6,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.train.stages_
 import functools
 import json
 import math
+import os
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ from llm_jax.train import (
 )
 from tests.tiny import LLAMA, random_batch
 
-MESHES = ("1x1x1x1", "2x2x2x1", "1x2x4x1")
+MESHES = ("1x1x1x1", "2x2x2x1")
 FIRST = 51  # 13 new rows: no tensor axis divides them
 ADAMW = OptimizerConfig(peak_lr=1e-2, warmup_steps=1)
 
@@ -87,4 +88,5 @@ def compare(before: dict, after: dict) -> dict[str, bool]:
 
 
 if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"  # programs that few steps use
     print(json.dumps({shape: train(shape) for shape in MESHES}))

@@ -1,36 +1,35 @@
 """Rows of a larger vocabulary: old ones bit for bit, new ones by each rule, written out in numpy."""
 
 import dataclasses
+import functools
 
-import jax
 import numpy as np
 import pytest
 
-from llm_jax.model import forward, init_params
 from llm_jax.sharding import MeshConfig, make_mesh
 from llm_jax.train.resize import INITS, resize
-from tests.tiny import BLOOM, COHERE, LLAMA
+from tests.tiny import BLOOM, COHERE, LLAMA, drawn_params
 
 FIRST = 60  # of 64 rows: those behind stand for nothing
 SPELLED = [[1, 2, 3], [5], [], [7, 7, 9, 11]]
-MODELS = {"untied": LLAMA, "tied": BLOOM, "bias of the head": dataclasses.replace(COHERE)}
+MODELS = {"untied": LLAMA, "tied": BLOOM, "bias of the head": COHERE}
 
 
-def grown(model, init, spelled=SPELLED, rows=80, seed=0):
+@functools.cache
+def grown(model, init, rows=80, seed=0):
     """Old and new vocabulary arrays with rows first, and both whole trees."""
-    params = init_params(model, jax.random.key(3))
-    if model.head_bias:
-        params["head_bias"] = jax.random.normal(jax.random.key(4), (model.vocab_size,))
+    params = drawn_params(model)
     wide = dataclasses.replace(model, vocab_size=rows)
     mesh = make_mesh(MeshConfig(fsdp=1))
-    new = resize(params, wide, mesh, spelled, first_row=FIRST, init=init, seed=seed)
+    new = resize(params, wide, mesh, SPELLED, first_row=FIRST, init=init, seed=seed)
     names = [name for name in ("embedding", "head", "head_bias") if name in params]
     rows_of = lambda tree, name: np.asarray(tree[name].T if name == "head" else tree[name])  # noqa: E731
     return {name: (rows_of(params, name), rows_of(new, name)) for name in names}, params, new
 
 
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    ("model", "init"), list(zip([*MODELS.values(), COHERE], INITS, strict=True)), ids=INITS
+)
 def test_old_rows_stay_bit_for_bit_and_nothing_else_is_copied(model, init):
     arrays, params, new = grown(model, init)
     assert set(arrays) == {"embedding", *([] if model.tied_embeddings else ["head"]),
@@ -40,10 +39,6 @@ def test_old_rows_stay_bit_for_bit_and_nothing_else_is_copied(model, init):
         np.testing.assert_array_equal(wide[:FIRST], old[:FIRST])
         assert np.isfinite(wide).all()
     assert new["layers"] is params["layers"]
-    tokens = np.array([[1, 62, 79]], np.int32)
-    wide_model = dataclasses.replace(model, vocab_size=80)
-    logits, _ = forward(new, wide_model, tokens, tokens * 0 + np.arange(3), tokens * 0 + 1)
-    assert logits.shape == (1, 3, 80)
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -68,16 +63,16 @@ def test_copy_nearest_copies_one_old_id_into_every_array(model):
 
 
 def test_drawn_rows_have_the_moments_they_promise():
-    arrays, *_ = grown(BLOOM, "mean_cov", rows=20_000)
+    arrays, *_ = grown(BLOOM, "mean_cov", rows=4_000)
     old, wide = arrays["embedding"]
     drawn = wide[FIRST:]
-    np.testing.assert_allclose(drawn.mean(0), old[:FIRST].mean(0), atol=0.01)
-    np.testing.assert_allclose(np.cov(drawn.T), np.cov(old[:FIRST].T), atol=0.003)
-    arrays, *_ = grown(BLOOM, "random", rows=20_000)
+    np.testing.assert_allclose(drawn.mean(0), old[:FIRST].mean(0), atol=0.02)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(old[:FIRST].T), atol=0.006)
+    arrays, *_ = grown(BLOOM, "random", rows=4_000)
     old, wide = arrays["embedding"]
     drawn = wide[FIRST:]
-    np.testing.assert_allclose(drawn.mean(0), 0, atol=0.01)
-    np.testing.assert_allclose(drawn.std(), old[:FIRST].std(), rtol=0.01)
+    np.testing.assert_allclose(drawn.mean(0), 0, atol=0.02)
+    np.testing.assert_allclose(drawn.std(), old[:FIRST].std(), rtol=0.02)
 
 
 @pytest.mark.parametrize("init", ["mean_cov", "random"])

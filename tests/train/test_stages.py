@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import ConfigError
+from llm_jax.sharding import MeshConfig, make_mesh
 from llm_jax.train import (
     OptimizerConfig,
     StageConfig,
     StepConfig,
     make_optimizer,
     make_schedule,
-    new_state,
     plan_stages,
     stage_of,
+    state_of,
     train_step,
 )
 from llm_jax.train.trainable import VOCAB_AXIS, Trainable
-from tests.tiny import BLOOM, COHERE, LLAMA, random_batch
+from tests.tiny import BLOOM, COHERE, drawn_params, random_batch
 from tests.train.test_mesh import run_worker
 
 FIRST = 50
@@ -32,24 +33,23 @@ def split(name: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows[:FIRST], rows[FIRST:]
 
 
-@pytest.mark.parametrize(
-    "model", [LLAMA, BLOOM, COHERE], ids=["untied", "tied", "bias of the head"]
-)
+@pytest.mark.parametrize("model", [BLOOM, COHERE], ids=["tied", "untied, with a bias"])
 def test_only_new_rows_have_optimizer_state_and_move(model):
     optimizer, trainable = make_optimizer(ADAMW), Trainable(FIRST)
-    before = new_state(model, optimizer, jax.random.key(0), trainable)
+    mesh = make_mesh(MeshConfig(fsdp=1))
+    before = state_of(drawn_params(model), model, optimizer, mesh, trainable)
     step = jax.jit(
         functools.partial(
             train_step,
             model=model,
-            config=StepConfig(batch_size=4, micro_batches=2),
+            config=StepConfig(batch_size=4),
             optimizer=optimizer,
             schedule=lambda _: 0.1,
             clip_norm=1.0,
             trainable=trainable,
         )
     )
-    state = before
+    state, metrics = before, {}
     for seed in range(2):
         state, metrics = step(state, random_batch(seed, rows=4, length=16))
     assert metrics["skipped"] == 0
@@ -69,7 +69,7 @@ def test_only_new_rows_have_optimizer_state_and_move(model):
 
 
 def test_taking_and_putting_back_is_the_identity_and_all_is_the_tree_itself():
-    params = new_state(COHERE, make_optimizer(ADAMW), jax.random.key(0)).params
+    params = drawn_params(COHERE)
     part = Trainable(FIRST)
     jax.tree.map(np.testing.assert_array_equal, part.put(params, part.take(params)), params)
     assert Trainable().take(params) is params
@@ -80,7 +80,12 @@ def test_each_stage_warms_up_and_the_second_ends_as_a_run_of_its_own_would():
     rows, everything = plan_stages(
         StageConfig(new_rows_steps=10, new_rows_lr=0.5, new_rows_warmup_steps=4), ADAMW, 30, FIRST
     )
-    assert [float(rows.schedule(step)) for step in (0, 1, 3, 9)] == [0.125, 0.25, 0.5, 0.5]
+    assert np.array([rows.schedule(step) for step in (0, 1, 3, 9)]).tolist() == [
+        0.125,
+        0.25,
+        0.5,
+        0.5,
+    ]
     alone = make_schedule(ADAMW, 20)
     for step in (10, 11, 20, 29):
         assert everything.schedule(step) == alone(step - 10)
