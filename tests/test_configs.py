@@ -14,7 +14,8 @@ from jax.sharding import AbstractMesh, AxisType
 from llm_jax import config as config_files
 from llm_jax.data.batch import Batch
 from llm_jax.model import count_params
-from llm_jax.run.pretrain import PretrainConfig
+from llm_jax.run.continuation import fill_in
+from llm_jax.run.pretrain import AS_BASE, PretrainConfig
 from llm_jax.sharding import batch_sharding
 from llm_jax.train import make_optimizer, make_schedule, new_state, state_shardings, train_step
 
@@ -29,14 +30,20 @@ DEVICES = {
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
     config = config_files.load(page, PretrainConfig)
+    base = config_files.load(FOLDER / "pretrain_125m.py", PretrainConfig).model
     text = ast.get_docstring(ast.parse(page.read_text(encoding="utf-8"))) or ""
     assert "Run:" in text
     assert "Expect:" in text
     assert config_files.loads(config_files.dumps(config), PretrainConfig) == config
 
     stated = re.search(r"([\d,]+) parameters", text)
-    assert stated, "Expect: gives the number of parameters"
-    assert count_params(config.model) == int(stated[1].replace(",", ""))
+    if config.init_from:  # the model is whichever base it is given
+        model = fill_in(config.model, AS_BASE, base, least=38_016, where="125m")
+        assert model == dataclasses.replace(base, vocab_size=38_016)
+        config = dataclasses.replace(config, model=model)
+    else:
+        assert stated, "Expect: gives the number of parameters"
+        assert count_params(config.model) == int(stated[1].replace(",", ""))
 
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.train.steps)

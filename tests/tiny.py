@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from llm_jax.data.batch import Batch
-from llm_jax.model import Local, ModelConfig
+from llm_jax.model import Local, ModelConfig, abstract_params
 
 LLAMA = ModelConfig(
     vocab_size=64,
@@ -46,6 +47,13 @@ OLMO = dataclasses.replace(
 )  # fmt: skip
 FAMILIES = {"llama": LLAMA, "bloom": BLOOM, "neox": NEOX, "gptj": GPTJ, "gpt2": GPT2}
 SWITCHED = {"gemma": GEMMA, "cohere": COHERE, "olmo": OLMO}
+
+
+def drawn_params(config: ModelConfig, seed: int = 0) -> dict:
+    """Parameters of the right names and shapes, all normal with deviation 0.1: nothing to compile."""
+    rng = np.random.default_rng(seed)
+    draw = lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype)  # noqa: E731
+    return jax.tree.map(draw, abstract_params(config))
 
 
 def random_batch(seed: int, rows: int, length: int, vocab_size: int = 64) -> Batch:

@@ -215,7 +215,8 @@ class Store:
         """The newest good state (or that of `step`) on the shardings of `abstract_state`, and its record.
 
         A damaged checkpoint is reported, renamed to `<step>.corrupt`, and the one before is used. With
-        `step`, newer checkpoints are renamed to `<step>.abandoned`: the run goes on from there.
+        `step`, newer checkpoints are renamed to `<step>.abandoned`: the run goes on from there. What a
+        state consists of may depend on the step: `abstract_state` is then a function of it.
 
         Raises:
           CheckpointError: none is good, there is no such step, or the arrays are not those of the config.
@@ -229,7 +230,8 @@ class Store:
         damaged: dict[int, str] = {}
         for candidate in [step] if step >= 0 else reversed(steps):
             try:
-                state, record = read_state(self.folder / str(candidate), abstract_state)
+                wanted = abstract_state(candidate) if callable(abstract_state) else abstract_state
+                state, record = read_state(self.folder / str(candidate), wanted)
             except DamagedError as error:
                 damaged[candidate] = str(error)
                 continue

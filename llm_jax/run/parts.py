@@ -1,7 +1,7 @@
 """What a training session is made of, whatever kind of training it is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from llm_jax.model import ModelConfig
 from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import (
+    ForgettingConfig,
     OptimizerConfig,
+    ResizeConfig,
+    StageConfig,
     StepConfig,
     TrainConfig,
 )
@@ -48,6 +51,15 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Base:
+    """A trained model that a run begins with."""
+
+    folder: str  # its checkpoint
+    model: ModelConfig
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a session needs, whatever kind of training it is."""
 
@@ -67,3 +79,11 @@ class Parts:
     tokenizer: Tokenizer
     corpora: Mapping[str, Corpus]  # held-out documents by source
     eval: EvalConfig
+    base: Base | None = (
+        None  # what a run begins with; None: random parameters, or a checkpoint of its own
+    )
+    first_new_row: int = 0  # rows of the vocabulary from here on are new; 0: none are
+    continuation: Mapping[str, Any] = field(default_factory=dict)  # `continuation.Begun.facts`
+    resize: ResizeConfig = ResizeConfig()
+    stages: StageConfig = StageConfig()
+    forgetting: ForgettingConfig = ForgettingConfig()

@@ -1,33 +1,57 @@
-"""`llm-jax pretrain CONFIG`: trains a model from scratch on prepared data, or goes on where it stopped."""
+"""`llm-jax pretrain CONFIG`: trains on prepared data, from scratch, from a base model, or on where it stopped."""
 
 import argparse
 import contextlib
 import functools
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 from rich.console import Console
 
 from llm_jax import config as config_files
 from llm_jax import tokenizer as tokenizers
+from llm_jax.api import model_config
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataConfig, DataPlan
 from llm_jax.data.shards import Prepared, open_prepared
-from llm_jax.errors import ConfigError, DataError
+from llm_jax.errors import CheckpointError, ConfigError, DataError
 from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_split
 from llm_jax.model import ModelConfig
-from llm_jax.run import cli
-from llm_jax.run.parts import BEST_METRIC, Parts, SampleConfig
+from llm_jax.run import cli, continuation
+from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig
 from llm_jax.run.session import train_session
 from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
-from llm_jax.train import OptimizerConfig, StepConfig, TrainConfig, TrainState
+from llm_jax.train import (
+    ForgettingConfig,
+    OptimizerConfig,
+    ResizeConfig,
+    StageConfig,
+    StepConfig,
+    TrainConfig,
+    TrainState,
+)
 
 # when a process dies, the others end as well: after this long, in place of 100 and 300 seconds
 join_processes = functools.partial(
     jax.distributed.initialize, heartbeat_timeout_seconds=30, shutdown_timeout_seconds=30
+)
+
+
+# states nothing: with --init-from, what is left as it is here is the base model's
+AS_BASE = ModelConfig(
+    vocab_size=1,
+    embed_dim=1,
+    num_layers=1,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=2,
+    mlp_dim=1,
+    max_seq_len=1,
 )
 
 
@@ -36,8 +60,12 @@ class PretrainConfig:
     """Everything a pretraining run depends on. The resolved one is saved in the run and every checkpoint."""
 
     run: str  # run folder; a run that is there already is resumed
-    model: ModelConfig
     data: DataConfig
+    model: ModelConfig = AS_BASE  # must be stated, unless init_from says which model goes on
+    init_from: str = ""  # a run folder, checkpoint or imported model to begin with; empty: random
+    resize: ResizeConfig = ResizeConfig()
+    stages: StageConfig = StageConfig()
+    forgetting: ForgettingConfig = ForgettingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
     train: TrainConfig = TrainConfig()
@@ -57,7 +85,18 @@ class PretrainConfig:
                 f"model.param_dtype={self.model.param_dtype!r} cannot be trained: a bfloat16 weight of 1 does "
                 "not move by a learning rate below 0.004; keep 'float32' and set model.dtype='bfloat16'"
             )
-        if self.data.seq_len > self.model.max_seq_len:
+        if not self.init_from and self.model.embed_dim == AS_BASE.embed_dim:
+            raise ConfigError(
+                "model.embed_dim is not stated; state the model's sizes, or begin with a trained model by "
+                "--init-from MODEL"
+            )
+        if not self.init_from and self.forgetting.sources:
+            raise ConfigError(
+                f"forgetting.sources={list(self.forgetting.sources)} compares with a base model; give "
+                "--init-from MODEL, or leave it empty"
+            )
+        unstated = self.model.max_seq_len == AS_BASE.max_seq_len
+        if self.data.seq_len > self.model.max_seq_len and not unstated:
             raise ConfigError(
                 f"data.seq_len={self.data.seq_len} must not exceed model.max_seq_len={self.model.max_seq_len}"
             )
@@ -75,8 +114,12 @@ def pretrain(
             f"{tokenizer.fingerprint[:12]}, the manifest says {prepared.tokenizer_fingerprint[:12]}); put that one "
             "back, or prepare the data again"
         )
+    begun = beginning(config, tokenizer)
+    config = begun.config
     check_vocabulary(config, prepared)
     plan = DataPlan(config.data, prepared)
+    corpora = heldout_corpora(plan, prepared, tokenizer, config.eval)
+    check_guard(config, corpora)
     parts = Parts(
         folder=Path(config.run),
         take_over=take_over,
@@ -92,10 +135,65 @@ def pretrain(
         plan=plan,
         bytes_per_token=bytes_per_token(plan, prepared),
         tokenizer=tokenizer,
-        corpora=heldout_corpora(plan, prepared, tokenizer, config.eval),
+        corpora=corpora,
         eval=config.eval,
+        base=begun.base,
+        first_new_row=begun.first_new_row,
+        continuation=begun.facts,
+        resize=config.resize,
+        stages=config.stages,
+        forgetting=config.forgetting,
     )
     return train_session(parts, console)
+
+
+class Beginning(NamedTuple):
+    """What a run starts from, and its config with the model filled in."""
+
+    config: PretrainConfig
+    base: Base | None  # None: from random parameters, or from a checkpoint of its own
+    first_new_row: int
+    facts: dict[str, Any]
+
+
+def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
+    """Looks the base model up; for a run that has begun, what its checkpoints say about it.
+
+    Raises:
+      ConfigError, CheckpointError, DataError: model, base and data do not fit.
+    """
+    if not config.init_from:
+        return Beginning(config, None, 0, {})
+    record = continuation.recorded(Path(config.run))
+    if record is None:
+        base = continuation.find_base(config.init_from)
+        first = continuation.first_new_row(base, tokenizer, config.data.prepared)
+        model, where = base.model, base.folder
+        least = (
+            tokenizer.vocab_size + -tokenizer.vocab_size % config.resize.multiple if first else 0
+        )
+        facts: dict[str, Any] = {}
+    elif "continuation" in record:
+        facts, base, least = record["continuation"], None, 0
+        first = facts["first_new_row"]
+        model, where = model_config(record, config.run), config.run
+    else:
+        raise CheckpointError(
+            f"{config.run}: this run did not begin with init_from={config.init_from!r} but with random "
+            "parameters; leave --init-from out to go on, or choose another run folder with --run"
+        )
+    filled = continuation.fill_in(config.model, AS_BASE, model, least, where)
+    return Beginning(replace(config, model=filled), base, first, facts)
+
+
+def check_guard(config: PretrainConfig, corpora: Mapping[str, Corpus]) -> None:
+    """The forgetting guard needs held-out text of each of its sources. Raises ConfigError."""
+    for source in config.forgetting.sources:
+        if source not in corpora:
+            known = config_files.nearest(source, list(corpora)) if corpora else "there is none"
+            raise ConfigError(
+                f"forgetting.sources: {source!r} has no held-out text in {config.data.prepared}; {known}"
+            )
 
 
 def bytes_per_token(plan: DataPlan, prepared: Prepared) -> float:

@@ -72,6 +72,7 @@ def record_of(parts: Parts) -> dict[str, Any]:
         "plan_digest": parts.plan.digest,
         "tokenizer_fingerprint": parts.tokenizer.fingerprint,
         "mesh": dict(make_mesh(parts.mesh).shape),
+        **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
     }
 
 
@@ -92,7 +93,8 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
     # how it is computed may change, what is computed may not
     free = ("model.attention", "model.remat", "model.dtype", "step.micro_batches")
     for name, (before, now) in changed.items():
-        if name not in free and (name.startswith("model.") or name == "step.batch_size"):
+        fixed = name.startswith("model.") or name in ("step.batch_size", "stages.new_rows_steps")
+        if name not in free and fixed:
             raise CheckpointError(
                 f"{parts.folder}: {name} was {before!r} at step {step} and is {now!r} now; "
                 "a run cannot change it: put it back, or choose another run folder with --run"

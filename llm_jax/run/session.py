@@ -9,9 +9,10 @@ A command builds the data plan and the config; the session does the rest, in thi
 import collections
 import contextlib
 import logging
-from collections.abc import Generator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -25,10 +26,12 @@ from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.checkpoint.store import Store
 from llm_jax.data.batch import Batch, check_batch
 from llm_jax.data.loader import batches
+from llm_jax.errors import ConfigError
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.generate import generate
 from llm_jax.generate.decode import check_lengths, encode_prompt
 from llm_jax.model import attention_choice, count_params, flops_per_token
+from llm_jax.run.continuation import BASE_ROW, begin
 from llm_jax.run.parts import Parts
 from llm_jax.run.provenance import (
     check_continues,
@@ -40,13 +43,19 @@ from llm_jax.run.provenance import (
 from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
 from llm_jax.train import (
     Reporter,
+    Stage,
     TrainState,
     abstract_state,
     compile_step,
+    enter,
+    forgotten,
     init_state,
     make_optimizer,
-    make_schedule,
+    plan_stages,
     run,
+    stage_of,
+    staged_step,
+    state_of,
 )
 from llm_jax.train.metrics import LiveLine, MetricsWriter, Throughput
 from llm_jax.train.stop import StopRequest
@@ -58,16 +67,8 @@ def train_session(parts: Parts, console: Console) -> TrainState:
     """Trains in `parts.folder` to the end, or until asked to stop; resumes when there is a checkpoint."""
     mesh = make_mesh(parts.mesh)
     optimizer = make_optimizer(parts.optimizer)
-    step_function = compile_step(
-        mesh,
-        model=parts.model,
-        config=parts.step,
-        optimizer=optimizer,
-        schedule=make_schedule(parts.optimizer, parts.train.steps),
-        clip_norm=parts.optimizer.clip_norm,
-    )
     # raise here, before anything is written, if the model or the windows do not fit
-    abstract = abstract_state(parts.model, optimizer, mesh)
+    stages = make_stages(parts, mesh, optimizer)
     evaluator = make_evaluator(parts, mesh)
     if parts.train.sample_every_steps:
         prompts = [encode_prompt(parts.tokenizer, prompt) for prompt in parts.samples.prompts]
@@ -81,8 +82,13 @@ def train_session(parts: Parts, console: Console) -> TrainState:
             Store(parts.folder / "checkpoints", parts.checkpoint, lock=lock)
         )
         stack.enter_context(jax.set_mesh(mesh))
+        begun = None
         if store.steps():
-            state = resume(parts, store, abstract)
+            state = resume(parts, store, stages.state_at)
+        elif parts.base:
+            begun = begin(parts, mesh)
+            parts = replace(parts, continuation=begun.facts)
+            state = state_of(begun.params, parts.model, optimizer, mesh, stages.plan[0].trainable)
         else:
             state = init_state(parts.model, optimizer, mesh, parts.train.seed)
         start, steps = int(state.step), parts.train.steps
@@ -90,19 +96,58 @@ def train_session(parts: Parts, console: Console) -> TrainState:
             if start < steps:
                 write_provenance(parts, start)
             say(console, summary(parts, mesh, start))
+            if begun:
+                append_event(parts.folder, "continuation", step=0, **begun.facts)
+                say(console, begun.table or "start      not measured: there is no held-out text")
+        hooks = RunHooks(parts, store, stop, evaluator, console)
         if start < steps:
             feed = stack.enter_context(contextlib.closing(placed_batches(parts, mesh, start)))
             reporter = stack.enter_context(contextlib.closing(make_reporter(parts, start, console)))
-            hooks = RunHooks(parts, store, stop, evaluator)
-            state = run(state, step_function, feed, parts.train, hooks, reporter)
+            if begun:
+                reporter.evaluation(0, begun.metrics)
+            again = partial(enter, model=parts.model, optimizer=optimizer, mesh=mesh)
+            step = staged_step(stages.plan, stages.steps, start, again)
+            state = run(state, step, feed, parts.train, hooks, reporter)
     if is_first():
         done = int(state.step)
         append_event(parts.folder, "end" if done >= steps else "stop", step=done, steps=steps)
         if start >= steps:
             say(console, f"already at step {start} of {steps}: nothing to do")
         elif done < steps:
-            say(console, f"stopped at step {done} of {steps}, saved; the same command goes on")
+            remedy = "" if hooks.complaints else "; the same command goes on"
+            say(console, f"stopped at step {done} of {steps}, saved{remedy}")
     return state
+
+
+class Stages(NamedTuple):
+    """The stages of a run, and of each its compiled step and what its state consists of."""
+
+    plan: list[Stage]
+    steps: list[Any]
+    states: list[TrainState]
+
+    def state_at(self, step: int) -> TrainState:
+        """What the state after `step` updates consists of."""
+        return self.states[stage_of(self.plan, step)]
+
+
+def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
+    """Raises ConfigError if the model, the batch or the stages do not fit."""
+    plan = plan_stages(parts.stages, parts.optimizer, parts.train.steps, parts.first_new_row)
+    steps = [
+        compile_step(
+            mesh,
+            model=parts.model,
+            config=parts.step,
+            optimizer=optimizer,
+            schedule=stage.schedule,
+            clip_norm=parts.optimizer.clip_norm,
+            trainable=stage.trainable,
+        )
+        for stage in plan
+    ]
+    states = [abstract_state(parts.model, optimizer, mesh, stage.trainable) for stage in plan]
+    return Stages(plan, steps, states)
 
 
 def make_evaluator(parts: Parts, mesh: Mesh) -> Evaluator | None:
@@ -116,11 +161,12 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def resume(parts: Parts, store: Store, abstract: TrainState) -> TrainState:
+def resume(parts: Parts, store: Store, abstract: Callable[[int], TrainState]) -> TrainState:
     """The state of the newest good checkpoint, after a look at whether it is of the same run.
 
     Raises:
       CheckpointError: it is not, and nothing was touched; or no checkpoint is good.
+      ConfigError: the forgetting guard would end the run where it stands.
     """
     wanted = [parts.from_step] if parts.from_step >= 0 else reversed(store.steps())
     for step in wanted:
@@ -131,6 +177,7 @@ def resume(parts: Parts, store: Store, abstract: TrainState) -> TrainState:
         except DamagedError:  # `restore` tells and steps over it
             continue
         check_continues(parts, record)
+        check_remembers(parts, record)
         break
     state, record = store.restore(abstract, parts.from_step)
     changes = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
@@ -141,6 +188,28 @@ def resume(parts: Parts, store: Store, abstract: TrainState) -> TrainState:
     return state
 
 
+REMEDY = (
+    "begin a new run from it or from the base with a larger share of that source or a lower "
+    "optimizer.peak_lr, or raise --forgetting.max-increase and go on"
+)
+
+
+def reference(parts: Parts) -> Mapping[str, float]:
+    """Bits per character that the forgetting guard compares with: those of the base model."""
+    return parts.continuation.get("bits_per_character", {}).get(BASE_ROW, {})
+
+
+def check_remembers(parts: Parts, record: dict[str, Any]) -> None:
+    """Refuses to go on where the forgetting guard ended the run, under the same bound.
+
+    Raises:
+      ConfigError: the checkpoint's evaluation exceeds it.
+    """
+    told = forgotten(parts.forgetting, reference(parts), record["metrics"])
+    if told and record["step"] < parts.train.steps:
+        raise ConfigError(f"{parts.folder}: at step {record['step']} {told}; {REMEDY}")
+
+
 @dataclass(frozen=True)
 class RunHooks:
     """`train.loop.Hooks` of a run folder."""
@@ -149,11 +218,23 @@ class RunHooks:
     store: Store
     stop: StopRequest
     evaluator: Evaluator | None  # None when there is no held-out text
+    console: Console
+    complaints: list[str] = field(default_factory=list)  # of the forgetting guard
 
     def evaluate(self, params: Any, step: int) -> dict[str, float]:
         """Held-out metrics as `eval/...`; none when there is no held-out text."""
         metrics = self.evaluator.evaluate(params).metrics if self.evaluator else {}
         return {f"eval/{name}": value for name, value in metrics.items()}
+
+    def is_worse(self, metrics: dict[str, float], step: int) -> bool:
+        """Whether the forgetting guard ends the run."""
+        told = forgotten(self.parts.forgetting, reference(self.parts), metrics)
+        if told:
+            self.complaints.append(told)
+        if told and is_first():
+            append_event(self.parts.folder, "forgetting", step=step, told=told)
+            say(self.console, f"step {step}  forgetting guard: {told}; {REMEDY}")
+        return bool(told)
 
     def sample(self, params: Any, step: int) -> None:
         """Writes samples/<step>.txt. All processes generate the same; the first one writes."""

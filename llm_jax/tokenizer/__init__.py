@@ -10,6 +10,7 @@
     extend          a second language behind a base, whose ids stay; merges learns the pieces, given
                     reads a list of them, byte_level, piece_list and unigram are the kinds of base
     scripts         which characters, and which bytes, belong to a script
+    spelling        new pieces in the ids of the base, and whether a tokenizer extends another
     audit           what a vocabulary does to text: unreachable pieces, rates, round trips, identity
     convert         `tokenizer.model` as an equal `tokenizer.json`
     probe           texts that tell two tokenizers apart

@@ -4,24 +4,44 @@ Read `step.py` first. `loop.run` is handed its batches and hooks by the commands
 pretraining and instruction tuning share one loop.
 """
 
+from llm_jax.train.forgetting import ForgettingConfig, forgotten
 from llm_jax.train.loop import Reporter, TrainConfig, run
 from llm_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from llm_jax.train.state import TrainState, abstract_state, init_state, new_state, state_shardings
+from llm_jax.train.resize import ResizeConfig
+from llm_jax.train.stages import Stage, StageConfig, enter, plan_stages, stage_of, staged_step
+from llm_jax.train.state import (
+    TrainState,
+    abstract_state,
+    init_state,
+    new_state,
+    state_of,
+    state_shardings,
+)
 from llm_jax.train.step import StepConfig, compile_step, train_step
 
 __all__ = [
+    "ForgettingConfig",
     "OptimizerConfig",
     "Reporter",
+    "ResizeConfig",
+    "Stage",
+    "StageConfig",
     "StepConfig",
     "TrainConfig",
     "TrainState",
     "abstract_state",
     "compile_step",
+    "enter",
+    "forgotten",
     "init_state",
     "make_optimizer",
     "make_schedule",
     "new_state",
+    "plan_stages",
     "run",
+    "stage_of",
+    "staged_step",
+    "state_of",
     "state_shardings",
     "train_step",
 ]

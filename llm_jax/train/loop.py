@@ -47,6 +47,10 @@ class Hooks(Protocol):
         """Held-out metrics of the parameters, under flat names."""
         ...
 
+    def is_worse(self, metrics: dict[str, float], step: int) -> bool:
+        """True when what was just evaluated should end the run; the same on every process."""
+        ...
+
     def sample(self, params: Any, step: int) -> None:
         """Writes some generated text."""
         ...
@@ -152,6 +156,8 @@ def run(
         if due_eval:
             evaluated = (step, hooks.evaluate(state.params, step))
             reporter.evaluation(*evaluated)
+            if hooks.is_worse(evaluated[1], step):
+                stop = due_save = True
         if due_sample:
             hooks.sample(state.params, step)
         if due_save:

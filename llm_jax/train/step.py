@@ -15,6 +15,7 @@ from llm_jax.errors import ConfigError
 from llm_jax.model import LossSums, ModelConfig, Params, target_loss
 from llm_jax.sharding import batch_sharding, replicated
 from llm_jax.train.state import TrainState, state_shardings
+from llm_jax.train.trainable import ALL, Trainable
 
 Metrics = dict[str, jax.Array]
 
@@ -48,22 +49,26 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     clip_norm: float,
+    trainable: Trainable = ALL,
 ) -> tuple[TrainState, Metrics]:
     """One update. Pure: no clock, no I/O, no globals.
 
     Loss and gradients are sums over the batch divided by its global count of target tokens, so
     packing, accumulation and sharding do not change the objective. A step whose loss or gradient
-    is not finite leaves parameters and optimizer as they were, and is counted.
+    is not finite leaves parameters and optimizer as they were, and is counted. What is not trainable
+    has no gradient, no optimizer state and no decay.
     """
     count = jnp.sum(batch.loss_mask_BT)
     # in the weights: dividing the loss would read and write the head's whole gradient once more
     weighted = batch._replace(loss_mask_BT=batch.loss_mask_BT / jnp.maximum(count, 1.0))
 
-    def loss(params: Params, part: Batch) -> tuple[jax.Array, LossSums]:
+    def loss(trained: Params, part: Batch) -> tuple[jax.Array, LossSums]:
+        params = trainable.put(state.params, trained)
         return target_loss(params, model, *part, z_loss=config.z_loss)
 
     grad = jax.grad(loss, has_aux=True)
-    means, grads = accumulate(grad, state.params, weighted, config.micro_batches)
+    trained = trainable.take(state.params)
+    means, grads = accumulate(grad, trained, weighted, config.micro_batches)
     grad_norm = optax.tree.norm(grads)
     # before clipping: clip(inf) is NaN everywhere, and clip of an overflowed norm is a silent zero
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(means.nats)
@@ -78,7 +83,8 @@ def train_step(
         ), opt_state
 
     keep = lambda params, opt_state: (params, opt_state)  # noqa: E731
-    params, opt_state = jax.lax.cond(finite, update, keep, state.params, state.opt_state)
+    trained, opt_state = jax.lax.cond(finite, update, keep, trained, state.opt_state)
+    params = trainable.put(state.params, trained)
     skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
     skipped = state.skipped + jnp.where(finite, 0, 1)
     state = TrainState(params, opt_state, state.step + 1, skipped, skipped_in_row)
@@ -126,12 +132,13 @@ def compile_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     clip_norm: float,
+    trainable: Trainable = ALL,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` under `jax.jit` on a mesh: shardings stated on both sides, state donated.
 
     Stated because XLA would otherwise infer other output shardings and compile again at step 2.
     """
-    state = state_shardings(model, optimizer, mesh)
+    state = state_shardings(model, optimizer, mesh, trainable)
     rows = batch_sharding(mesh, config.batch_size)
     micro = config.batch_size // config.micro_batches
     batch_sharding(mesh, micro)  # raises when a micro-batch does not divide over the mesh
@@ -142,6 +149,7 @@ def compile_step(
         optimizer=optimizer,
         schedule=schedule,
         clip_norm=clip_norm,
+        trainable=trainable,
     )
     return jax.jit(
         step,

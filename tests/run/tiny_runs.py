@@ -78,13 +78,15 @@ class Process:
 class Run:
     """A run folder on the tiny prepared data."""
 
-    def __init__(self, folder: Path, prepared: Path, compiled: Path) -> None:
-        self.folder, self.prepared, self.compiled = folder, prepared, compiled
+    def __init__(
+        self, folder: Path, prepared: Path, compiled: Path, page: tuple[str, ...] = (CONFIG,)
+    ) -> None:
+        self.folder, self.prepared, self.compiled, self.page = folder, prepared, compiled, page
 
     def words(self, *words: str) -> list[str]:
         """The arguments of the command."""
         where = ["--run", str(self.folder), "--data.prepared", str(self.prepared)]
-        return [CONFIG, *where, *words]
+        return [*self.page, *where, *words]
 
     def start(
         self, *words: str, devices: int = 1, largest_file: int = 0, **environment: str
@@ -133,7 +135,7 @@ class Run:
     def copy(self, folder: Path) -> "Run":
         """The same run in another place."""
         shutil.copytree(self.folder, folder / "run")
-        return Run(folder / "run", self.prepared, self.compiled)
+        return Run(folder / "run", self.prepared, self.compiled, self.page)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Whole lines of metrics.jsonl, without what depends on the clock."""

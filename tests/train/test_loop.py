@@ -33,6 +33,7 @@ class Diary:
         self.stop_at = asked.get("stop_at", 0)
         self.save_every = asked.get("save_every", 1000)
         self.save_asked_at = asked.get("save_asked_at", 0)
+        self.worse_at = asked.get("worse_at", -1)
 
     def batches(self, start=0):
         for step in range(start + 1, 10_000):
@@ -58,6 +59,9 @@ class Diary:
             "skipped_in_row": state.skipped_in_row,
         }
         return state, {name: jnp.asarray(value) for name, value in metrics.items()}
+
+    def is_worse(self, metrics, step):
+        return step == self.worse_at
 
     def evaluate(self, params, step):
         self.calls.append(f"evaluate {step}")
@@ -256,3 +260,11 @@ def test_rows_after_the_step_a_run_resumes_from_and_torn_ones_are_dropped(tmp_pa
 def test_a_setting_out_of_range_is_named(setting, value):
     with pytest.raises(ConfigError, match=f"train.{setting}={value} must"):
         dataclasses.replace(TrainConfig(), **{setting: value})
+
+
+def test_an_evaluation_that_should_end_the_run_is_followed_by_a_save_and_the_end(reporter):
+    diary = Diary(worse_at=4)
+    state = train(diary, reporter, steps=10, eval_every_steps=2)
+    assert int(state.step) == 4
+    assert diary.calls[-2:] == ["evaluate 4", "save 4"]
+    assert diary.saved == [(4, 4, {"eval/bits_per_character": 2.5})]
