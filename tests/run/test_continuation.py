@@ -1,6 +1,7 @@
 """`pretrain --init-from`: from a base model to an extended one by the real commands, stopped, resumed, refused."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import llm_jax
 from llm_jax import tokenizer as tokenizers
 from llm_jax.checkpoint import read_meta, save_model
 from llm_jax.config import to_dict
-from llm_jax.run import cli, data, pretrain, tokenizer
+from llm_jax.run import cli, data, export, pretrain, tokenizer
 from llm_jax.train.resize import INITS
 from llm_jax.train.trainable import VOCAB_AXIS
 from tests.run.conftest import english_documents, write_jsonl
@@ -230,3 +231,13 @@ def test_a_run_that_began_at_random_does_not_become_a_continued_one(
     words = [CONFIG, "--init-from", str(base), "--data.prepared", str(extended)]
     assert cli.run(pretrain.main, [*words, "--run", str(tmp_path / "run")]) == 2
     assert "did not begin with init_from=" in capsys.readouterr().err
+
+
+@pytest.mark.oracle
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_in_an_extended_vocabulary_is_the_same_in_transformers(continued, tmp_path):
+    assert cli.run(export.main, [str(continued.folder), str(tmp_path / "out")]) == 0
+    parts = json.loads((tmp_path / "out" / "parity.json").read_text("utf-8"))["parts"]
+    assert parts["logits"]["status"] == "passed"
+    assert parts["tokenizer"]["transformers"]["status"] == "passed"
+    assert parts["tokenizer"]["ids"] == OLD + 40
