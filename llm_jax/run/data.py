@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, get_args
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -18,16 +16,13 @@ from llm_jax.data.batch import Batch
 from llm_jax.data.mixture import DataConfig, DataPlan, SourceWeight
 from llm_jax.data.packing import Packing
 from llm_jax.data.prepare import PrepareConfig
-from llm_jax.data.sources import Format, parse_source_spec
-from llm_jax.data.text_files import Division
 from llm_jax.errors import ConfigError
 from llm_jax.run import cli
 from llm_jax.run.data_clean import add_clean, clean
 from llm_jax.run.data_dedup import add_dedup, dedup
 from llm_jax.run.data_sift import add_decontaminate, add_language, decontaminate, language
+from llm_jax.run.data_sources import add_sources, console, read_sources
 from llm_jax.run.data_verify import add_verify, verify_chain
-
-console = Console(highlight=False)
 
 
 def main(argv: list[str]) -> None:
@@ -49,26 +44,7 @@ def main(argv: list[str]) -> None:
 def _add_prepare(parser: Any) -> None:
     default = {field: spec.default for field, spec in PrepareConfig.__dataclass_fields__.items()}
     parser.add_argument("--tokenizer", required=True, metavar="FOLDER", help="tokenizer to use")
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="folder to make")
-    parser.add_argument(
-        *("--source", "--text"),
-        dest="sources",
-        action="append",
-        required=True,
-        metavar="SPEC",
-        help="NAME=PATH, PATH, package-docs, package-docs:numpy,jax, sample:zh or tfds:NAME:SPLIT; "
-        "repeat for more. PATH is a file, folder or glob of .txt .md .jsonl[.gz|.zst] .parquet "
-        ".array_record",
-    )
-    parser.add_argument("--format", choices=get_args(Format), default="auto")
-    parser.add_argument("--text-field", default="text", help="field or column that holds the text")
-    parser.add_argument(
-        "--document",
-        choices=get_args(Division),
-        default="auto",
-        help="what of a plain text file is one document; auto: all of it up to 64 KB",
-    )
-    parser.add_argument("--max-bytes", type=int, default=0, help="stop each source there; 0: never")
+    add_sources(parser)
     for name, kind, text in (
         ("holdout_fraction", float, "share of each source's documents held out"),
         ("max_reject_fraction", float, "stop when more than this share is unusable"),
@@ -84,15 +60,8 @@ def _add_prepare(parser: Any) -> None:
 
 
 def _prepare(arguments: Any) -> None:
-    reading = {"text_field": arguments.text_field, "document": arguments.document}
-    sources = [
-        replace(parse_source_spec(spec), max_bytes=arguments.max_bytes, **reading)
-        for spec in arguments.sources
-    ]
-    if arguments.format != "auto":
-        sources = [replace(source, format=arguments.format) for source in sources]
     config = PrepareConfig(
-        sources=tuple(sources),
+        sources=read_sources(arguments),
         tokenizer=arguments.tokenizer,
         output=arguments.output,
         holdout_fraction=arguments.holdout_fraction,

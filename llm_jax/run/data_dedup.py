@@ -6,13 +6,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from llm_jax.data.dedup.stage import REPORT, DedupStage, dedup_stage
-from llm_jax.run.data_clean import add_sources, console, live_lines, read_sources
+from llm_jax.run.data_sources import add_stage, console, live_lines, read_sources
 
 
 def add_dedup(parser: Any) -> None:
     """Arguments of `data dedup`."""
     default = {field: spec.default for field, spec in DedupStage.__dataclass_fields__.items()}
-    add_sources(parser)
+    add_stage(parser)
     for name, kind, text in (
         ("threshold", float, "similarity (Jaccard, of shingles) from which on two are the same"),
         ("shingle", int, "characters of a shingle"),

@@ -8,7 +8,7 @@ from rich.table import Table
 from llm_jax.data.dedup.contamination import ContaminationStage, contamination_stage
 from llm_jax.data.language_stage import LanguageStage, language_stage
 from llm_jax.data.sources import parse_source_spec
-from llm_jax.run.data_clean import add_sources, console, live_lines, read_sources
+from llm_jax.run.data_sources import add_stage, console, live_lines, read_sources
 
 
 def _reading(arguments: Any) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def _reading(arguments: Any) -> dict[str, Any]:
 
 def add_language(parser: Any) -> None:
     """Arguments of `data language`."""
-    add_sources(parser)
+    add_stage(parser)
     parser.add_argument("--keep", default="", metavar="zh,en", help="languages to keep (all)")
     parser.add_argument(
         "--reference",
@@ -59,7 +59,7 @@ def language(arguments: Any) -> None:
 def add_decontaminate(parser: Any) -> None:
     """Arguments of `data decontaminate`."""
     default = {f: spec.default for f, spec in ContaminationStage.__dataclass_fields__.items()}
-    add_sources(parser)
+    add_stage(parser)
     parser.add_argument(
         "--against",
         action="append",

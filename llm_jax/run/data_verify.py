@@ -6,7 +6,7 @@ from rich.markup import escape
 
 from llm_jax.data.lineage import verify
 from llm_jax.errors import DataError
-from llm_jax.run.data_clean import console
+from llm_jax.run.data_sources import console
 
 
 def add_verify(parser: Any) -> None:
