@@ -32,6 +32,7 @@ VERBS = {
     "import": "turn a Hugging Face model into ours, checked",
     "export": "write a model for transformers, checked",
     "verify": "check that a model's files are what was saved",
+    "doctor": "check hosts, devices, versions, data and disk before a run",
 }
 
 # causes of an OSError that are the user's to mend

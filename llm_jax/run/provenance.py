@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+import llm_jax
 from llm_jax import config as config_files
 from llm_jax.checkpoint.run_folder import append_event, write_json_atomic
 from llm_jax.errors import CheckpointError, ConfigError
@@ -54,15 +55,27 @@ def require_agreement(parts: Parts) -> None:
     """
     if jax.process_count() == 1:
         return
-    facts = {"record": record_of(parts), "versions": {name: version(name) for name in VERSIONED}}
+    facts = {"record": record_of(parts), "versions": versions(), "code": code_digest()}
     mine = np.uint32(int(digest(facts)[:8], 16))
     every = multihost_utils.process_allgather(mine)
     others = [str(index) for index, value in enumerate(every) if value != every[0]]
     if others:
         raise ConfigError(
-            f"process {', '.join(others)} has another config, prepared data or package versions than process 0; "
-            "start all of them with the same"
+            f"process {', '.join(others)} has another config, prepared data, code or package versions than process 0; "
+            "start all of them with the same (llm-jax doctor CONFIG says what differs)"
         )
+
+
+def versions() -> dict[str, str]:
+    """Of every package whose numbers a run depends on."""
+    return {name: version(name) for name in VERSIONED}
+
+
+def code_digest() -> str:
+    """Of this package's own source: hosts with different checkouts compute different things."""
+    root = Path(llm_jax.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return digest({str(path.relative_to(root)): path.read_text("utf-8") for path in files})
 
 
 def record_of(parts: Parts) -> dict[str, Any]:
@@ -119,7 +132,7 @@ def write_provenance(parts: Parts, start: int) -> None:
     write_json_atomic(
         parts.folder / "env.json",
         {
-            "versions": {name: version(name) for name in VERSIONED},
+            "versions": versions(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "devices": {
