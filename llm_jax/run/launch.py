@@ -189,7 +189,10 @@ def _tpu(environ: Mapping[str, str]) -> Cluster | None:
     if not any(Path(device).exists() for device in TPU_DEVICES):
         return None
     pod = tpu_pod(environ)  # None: TPUs that are no cluster, such as a container's
-    return Cluster(source="TPU metadata", **pod._asdict()) if pod else None
+    if pod is None:
+        return None
+    coordinator, processes, index = pod
+    return Cluster(source="TPU metadata", coordinator=coordinator, processes=processes, index=index)
 
 
 def start_processes(cluster: Cluster | None, join_seconds: float = JOIN_SECONDS) -> list[str]:

@@ -18,7 +18,7 @@ class Pod(NamedTuple):
 
     coordinator: str
     processes: int
-    index: int
+    process: int
 
 
 def tpu_pod(environ: Mapping[str, str]) -> Pod | None:

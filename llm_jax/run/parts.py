@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataPlan
+from llm_jax.data.row_order import RowOrder
 from llm_jax.errors import ConfigError
 from llm_jax.eval.windows import Corpus, EvalConfig
 from llm_jax.generate import SamplingConfig
@@ -84,6 +85,13 @@ class Parts:
     )
     first_new_row: int = 0  # rows of the vocabulary from here on are new; 0: none are
     continuation: Mapping[str, Any] = field(default_factory=dict)  # `continuation.Begun.facts`
+    # which rows the steps take; None: of a run that begins
+    recorded_order: RowOrder | None = None
     resize: ResizeConfig = ResizeConfig()
     stages: StageConfig = StageConfig()
     forgetting: ForgettingConfig = ForgettingConfig()
+
+    @property
+    def order(self) -> RowOrder:
+        """Which rows of the plan the steps take."""
+        return self.recorded_order or RowOrder(sizes=((0, self.step.batch_size),))

@@ -1,9 +1,11 @@
 """Where a run comes from, and whether what is asked for now is still the same run."""
 
+import contextlib
 import json
 import platform
 import socket
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,19 @@ from jax.experimental import multihost_utils
 
 import llm_jax
 from llm_jax import config as config_files
-from llm_jax.checkpoint.run_folder import append_event, write_json_atomic
+from llm_jax.checkpoint.record import read_meta
+from llm_jax.checkpoint.run_folder import (
+    CHECKPOINTS,
+    append_event,
+    numbered_folders,
+    write_json_atomic,
+)
+from llm_jax.data.row_order import RowOrder
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.run.parts import Parts
 from llm_jax.sharding import make_mesh
 from llm_jax.tokenizer.base import digest
+from llm_jax.train.metrics import lost
 
 VERSIONED = (
     "llm-jax",
@@ -85,8 +95,27 @@ def record_of(parts: Parts) -> dict[str, Any]:
         "plan_digest": parts.plan.digest,
         "tokenizer_fingerprint": parts.tokenizer.fingerprint,
         "mesh": dict(make_mesh(parts.mesh).shape),
+        # of a checkpoint: its own order, not what a config asks for
+        "rows": parts.order.to_record(),
         **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
     }
+
+
+def order_after(parts: Parts, record: Mapping[str, Any]) -> RowOrder:
+    """Which rows the steps after a checkpoint take: as before it, with today's batch size from there on."""
+    size = parts.step.batch_size
+    sizes = ((0, record["config"]["step"]["batch_size"]),)
+    before = RowOrder.from_record(record["rows"]) if "rows" in record else RowOrder(sizes=sizes)
+    return before.resized(record["step"], size)
+
+
+def first_batch_size(parts: Parts) -> int:
+    """Rows of the run's first batch, which its learning rate was chosen for."""
+    for step in reversed(numbered_folders(parts.folder / CHECKPOINTS)):
+        with contextlib.suppress(CheckpointError):  # `resume` tells and steps over it
+            record = read_meta(parts.folder / CHECKPOINTS / str(step))
+            return order_after(parts, record).sizes[0][1]
+    return parts.step.batch_size
 
 
 def check_continues(parts: Parts, record: dict[str, Any]) -> None:
@@ -107,10 +136,17 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
     free = ("model.attention", "model.remat", "model.dtype", "step.micro_batches")
     for name, (before, now) in changed.items():
         fixed = name.startswith("model.") or name in ("step.batch_size", "stages.new_rows_steps")
+        if name == "step.batch_size" and parts.optimizer.lr_with_batch:
+            continue
         if name not in free and fixed:
+            how = (
+                ", or say by --optimizer.lr-with-batch linear (or sqrt) how the learning rate follows"
+                if name == "step.batch_size"
+                else ""
+            )
             raise CheckpointError(
                 f"{parts.folder}: {name} was {before!r} at step {step} and is {now!r} now; "
-                "a run cannot change it: put it back, or choose another run folder with --run"
+                f"a run cannot change it: put it back, or choose another run folder with --run{how}"
             )
     if record["plan_digest"] != parts.plan.digest:
         data = ", ".join(
@@ -146,6 +182,7 @@ def write_provenance(parts: Parts, start: int) -> None:
         },
     )
     parts.tokenizer.save(parts.folder / "tokenizer")
-    append_event(
-        parts.folder, "resume" if start else "start", step=start, host=socket.gethostname()
-    )
+    steps, seconds = lost(parts.folder / "metrics.jsonl", start)
+    redone = {"lost_steps": steps, "lost_seconds": round(seconds, 3)} if steps else {}
+    host = socket.gethostname()
+    append_event(parts.folder, "resume" if start else "start", step=start, host=host, **redone)

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import Any
 
-from llm_jax.errors import ConfigError
+from llm_jax.errors import ConfigError, UnavailableError
 
 LINE = 4096  # bytes read at a time
 SLACK = 5.0  # seconds that process 0 may have started to wait later than the others
@@ -21,8 +21,8 @@ def roll_call(coordinator: str, processes: int, index: int, seconds: float) -> l
     """Host names by number of process, once all of them are there.
 
     Raises:
-      ConfigError: on every process that is there: some did not come within `seconds`, came twice, or
-        were told of another number of processes.
+      UnavailableError: on every process that is there: some did not come within `seconds`.
+      ConfigError: likewise: one came twice, or was told of another number of processes.
     """
     host, _, port = coordinator.rpartition(":")
     where = (host.strip("[]"), int(port))
@@ -31,7 +31,7 @@ def roll_call(coordinator: str, processes: int, index: int, seconds: float) -> l
         return [me["host"]]
     answer = _call(where, me, seconds) if index == 0 else _report(where, me, seconds)
     if answer["problem"]:
-        raise ConfigError(answer["problem"])
+        raise (UnavailableError if answer["late"] else ConfigError)(answer["problem"])
     return answer["hosts"]
 
 
@@ -69,13 +69,18 @@ def _call(where: tuple[str, int], me: dict[str, Any], seconds: float) -> dict[st
             problem = _clash(told, present, count)
             present[told["index"]] = told["host"]
         missing = [number for number in range(count) if number not in present]
-        if missing and not problem:
+        late = bool(missing) and not problem
+        if late:
             there = ", ".join(f"{number} on {host}" for number, host in sorted(present.items()))
             problem = (
                 f"process {', '.join(map(str, missing))} of {count} did not come within {seconds:g} s "
                 f"(there: {there}); start it, or look at its log"
             )
-        answer = {"problem": problem, "hosts": [present.get(n, "") for n in range(count)]}
+        answer = {
+            "problem": problem,
+            "late": late,
+            "hosts": [present.get(n, "") for n in range(count)],
+        }
         for connection in waiting:
             with contextlib.suppress(OSError):
                 _send(connection, answer)
@@ -112,7 +117,7 @@ def _report(where: tuple[str, int], me: dict[str, Any], seconds: float) -> dict[
         except OSError as error:
             reason = error.strerror or str(error)
         time.sleep(0.2)
-    raise ConfigError(
+    raise UnavailableError(
         f"process 0 did not answer at {where[0]}:{where[1]} within {seconds:g} s ({reason}); start it, or let "
         "this port through between the hosts"
     )

@@ -35,19 +35,25 @@ from llm_jax.run.continuation import BASE_ROW, begin
 from llm_jax.run.parts import Parts
 from llm_jax.run.provenance import (
     check_continues,
+    first_batch_size,
+    order_after,
     record_of,
     require_agreement,
     require_run_folder,
     write_provenance,
 )
+from llm_jax.run.roll_back import roll_back
 from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
 from llm_jax.train import (
+    BadStepsError,
+    Phases,
     Reporter,
     Stage,
     TrainState,
     abstract_state,
     compile_step,
     enter,
+    follow_batch,
     forgotten,
     init_state,
     make_optimizer,
@@ -56,17 +62,20 @@ from llm_jax.train import (
     stage_of,
     staged_step,
     state_of,
+    watch,
 )
 from llm_jax.train.metrics import LiveLine, MetricsWriter, Throughput
 from llm_jax.train.stop import StopRequest
+from llm_jax.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
 def train_session(parts: Parts, console: Console) -> TrainState:
     """Trains in `parts.folder` to the end, or until asked to stop; resumes when there is a checkpoint."""
+    phases = Phases()
     mesh = make_mesh(parts.mesh)
-    optimizer = make_optimizer(parts.optimizer)
+    optimizer = optimizer_of(parts)
     # raise here, before anything is written, if the model or the windows do not fit
     stages = make_stages(parts, mesh, optimizer)
     evaluator = make_evaluator(parts, mesh)
@@ -77,6 +86,7 @@ def train_session(parts: Parts, console: Console) -> TrainState:
     require_run_folder(parts.folder)
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(RunLock(parts.folder, parts.take_over))
+        stack.enter_context(watchdog(parts, phases))
         stop = stack.enter_context(StopRequest(parts.folder))
         store = stack.enter_context(
             Store(parts.folder / "checkpoints", parts.checkpoint, lock=lock)
@@ -84,7 +94,8 @@ def train_session(parts: Parts, console: Console) -> TrainState:
         stack.enter_context(jax.set_mesh(mesh))
         begun = None
         if store.steps():
-            state = resume(parts, store, stages.state_at)
+            state, record = resume(parts, store, stages.state_at)
+            parts = replace(parts, recorded_order=order_after(parts, record))
         elif parts.base:
             begun = begin(parts, mesh)
             parts = replace(parts, continuation=begun.facts)
@@ -99,24 +110,53 @@ def train_session(parts: Parts, console: Console) -> TrainState:
             if begun:
                 append_event(parts.folder, "continuation", step=0, **begun.facts)
                 say(console, begun.table or "start      not measured: there is no held-out text")
-        hooks = RunHooks(parts, store, stop, evaluator, console)
+        hooks = RunHooks(parts, store, stop, evaluator, console, phases)
         if start < steps:
-            feed = stack.enter_context(contextlib.closing(placed_batches(parts, mesh, start)))
-            reporter = stack.enter_context(contextlib.closing(make_reporter(parts, start, console)))
-            if begun:
-                reporter.evaluation(0, begun.metrics)
             again = partial(enter, model=parts.model, optimizer=optimizer, mesh=mesh)
-            step = staged_step(stages.plan, stages.steps, start, again)
-            state = run(state, step, feed, parts.train, hooks, reporter)
+            before = begun.metrics if begun else {}
+            state = train_on(hooks, state, stages, mesh, again, before)
     if is_first():
         done = int(state.step)
-        append_event(parts.folder, "end" if done >= steps else "stop", step=done, steps=steps)
+        kind = "end" if done >= steps else "stop"
+        append_event(parts.folder, kind, step=done, steps=steps, seconds=phases.totals())
         if start >= steps:
             say(console, f"already at step {start} of {steps}: nothing to do")
         elif done < steps:
             remedy = "" if hooks.complaints else "; the same command goes on"
             say(console, f"stopped at step {done} of {steps}, saved{remedy}")
     return state
+
+
+def train_on(
+    hooks: "RunHooks",
+    state: TrainState,
+    stages: "Stages",
+    mesh: Mesh,
+    again: Callable[..., TrainState],
+    before: dict[str, float],
+) -> TrainState:
+    """Trains to the end; back to a checkpoint and on from there as often as the config wants it.
+
+    `before` are the held-out metrics of the parameters that a run begins with.
+    """
+    while True:
+        parts, start = hooks.parts, int(state.step)
+        step = staged_step(stages.plan, stages.steps, start, again)
+        compiles = [stage.first + 1 for stage in stages.plan]
+        with (
+            contextlib.closing(placed_batches(parts, mesh, start)) as feed,
+            contextlib.closing(
+                make_reporter(parts, start, hooks.console, hooks.phases)
+            ) as reporter,
+        ):
+            if not start:
+                reporter.evaluation(0, before)
+            try:
+                return run(state, step, feed, parts.train, hooks, reporter, compiles)
+            except BadStepsError as error:
+                bad = error.with_traceback(None)  # which would keep the state alive
+        parts, state = roll_back(parts, hooks.store, stages.state_at, bad)
+        hooks = replace(hooks, parts=parts)
 
 
 class Stages(NamedTuple):
@@ -133,6 +173,7 @@ class Stages(NamedTuple):
 
 def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
     """Raises ConfigError if the model, the batch or the stages do not fit."""
+    first_size = first_batch_size(parts)
     plan = plan_stages(parts.stages, parts.optimizer, parts.train.steps, parts.first_new_row)
     steps = [
         compile_step(
@@ -140,7 +181,9 @@ def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
             model=parts.model,
             config=parts.step,
             optimizer=optimizer,
-            schedule=stage.schedule,
+            schedule=follow_batch(
+                stage.schedule, parts.optimizer, first_size, parts.step.batch_size
+            ),
             clip_norm=parts.optimizer.clip_norm,
             trainable=stage.trainable,
         )
@@ -148,6 +191,19 @@ def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
     ]
     states = [abstract_state(parts.model, optimizer, mesh, stage.trainable) for stage in plan]
     return Stages(plan, steps, states)
+
+
+def optimizer_of(parts: Parts) -> Any:
+    """The optimizer, with the history that spikes are judged by if the step asks for one."""
+    return watch(make_optimizer(parts.optimizer), parts.step.spike_window)
+
+
+def watchdog(parts: Parts, phases: Phases) -> Watchdog:
+    """Ends the process, with stacks in the run folder, when training makes no progress."""
+    file = parts.folder / f"hang-{jax.process_index()}.txt"
+    seconds, slow_seconds = parts.train.watchdog_seconds, parts.train.watchdog_slow_seconds
+    tell = partial(append_event, parts.folder, "hang", process=jax.process_index())
+    return Watchdog(phases, file, seconds, slow_seconds, lambda told: tell(told=told))
 
 
 def make_evaluator(parts: Parts, mesh: Mesh) -> Evaluator | None:
@@ -161,8 +217,10 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def resume(parts: Parts, store: Store, abstract: Callable[[int], TrainState]) -> TrainState:
-    """The state of the newest good checkpoint, after a look at whether it is of the same run.
+def resume(
+    parts: Parts, store: Store, abstract: Callable[[int], TrainState]
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state and record of the newest good checkpoint, after a look at whether it is of the same run.
 
     Raises:
       CheckpointError: it is not, and nothing was touched; or no checkpoint is good.
@@ -185,7 +243,7 @@ def resume(parts: Parts, store: Store, abstract: Callable[[int], TrainState]) ->
         append_event(parts.folder, "config changed", step=record["step"], changes=changes)
         told = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())
         log.warning("settings changed since step %d: %s", record["step"], told)
-    return state
+    return state, record
 
 
 REMEDY = (
@@ -219,6 +277,7 @@ class RunHooks:
     stop: StopRequest
     evaluator: Evaluator | None  # None when there is no held-out text
     console: Console
+    phases: Phases
     complaints: list[str] = field(default_factory=list)  # of the forgetting guard
 
     def evaluate(self, params: Any, step: int) -> dict[str, float]:
@@ -259,6 +318,8 @@ class RunHooks:
         """A checkpoint that describes itself."""
         parts = self.parts
         self.store.save(step, state, record_of(parts), parts.tokenizer.files, metrics)
+        if is_first():
+            append_event(parts.folder, "ledger", step=step, seconds=self.phases.totals())
 
     def save_due(self, step: int) -> bool:
         """By `checkpoint.save_every_steps`."""
@@ -266,10 +327,11 @@ class RunHooks:
 
     def describe_step(self, step: int) -> str:
         """`en 75 %, zh 25 %`: the rows of the batch that update number `step` used."""
-        size = self.parts.step.batch_size
-        names = [self.parts.plan.source_of(row) for row in range((step - 1) * size, step * size)]
+        rows = self.parts.order.rows(step - 1).tolist()
+        names = [self.parts.plan.source_of(row) for row in rows]
         return ", ".join(
-            f"{name} {count / size:.0%}" for name, count in collections.Counter(names).most_common()
+            f"{name} {count / len(rows):.0%}"
+            for name, count in collections.Counter(names).most_common()
         )
 
     def should_stop(self, step: int) -> bool:
@@ -287,7 +349,7 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
     sharding = batch_sharding(mesh, size, parts.plan.seq_len)
     rows = local_rows(sharding, size)
     with contextlib.closing(
-        batches(parts.plan, size, rows, start, reading.workers, reading.prefetch)
+        batches(parts.plan, size, rows, start, reading.workers, reading.prefetch, order=parts.order)
     ) as feed:
         for number, batch in enumerate(feed):
             if number == 0:  # a mistake in the data shows at once, or hardly ever
@@ -295,15 +357,14 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
 
 
-def make_reporter(parts: Parts, start: int, console: Console) -> Reporter:
+def make_reporter(parts: Parts, start: int, console: Console, phases: Phases) -> Reporter:
     """Where the numbers go: only the first process writes and shows them."""
     throughput = Throughput(flops_per_token(parts.model, parts.plan.seq_len))
     if not is_first():
-        return Reporter(None, None, throughput, parts.bytes_per_token)
+        return Reporter(None, None, throughput, parts.bytes_per_token, phases)
     writer = MetricsWriter(parts.folder / "metrics.jsonl", start)
-    return Reporter(
-        writer, LiveLine(parts.train.steps, start, console), throughput, parts.bytes_per_token
-    )
+    live = LiveLine(parts.train.steps, start, console)
+    return Reporter(writer, live, throughput, parts.bytes_per_token, phases)
 
 
 def summary(parts: Parts, mesh: Mesh, start: int) -> str:

@@ -101,5 +101,5 @@ def test_a_host_with_another_config_is_named_on_both_with_what_differs(two_sourc
 
 def test_a_missing_host_is_named_within_the_time_out(tmp_path):
     ((status, output),) = examined([["--join-seconds", "1"]], 2, tmp_path)
-    assert status == 2
+    assert status == cli.UNAVAILABLE
     assert output.startswith("error: process 1 of 2 did not come within 1 s (there: 0 on ")

@@ -1,0 +1,51 @@
+"""Back to the checkpoint before steps that had to be skipped, and on without their batches.
+
+What was left out is in every later checkpoint, so a run that is killed and resumed, or resumed elsewhere,
+takes the same rows. Killed before the next save it meets the same steps again and decides the same.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from llm_jax.checkpoint.processes import is_first
+from llm_jax.checkpoint.run_folder import append_event
+from llm_jax.checkpoint.store import Store
+from llm_jax.errors import TrainingError
+from llm_jax.run.parts import Parts
+from llm_jax.run.provenance import order_after
+from llm_jax.train import BadStepsError, TrainState
+
+log = logging.getLogger(__name__)
+
+
+def roll_back(
+    parts: Parts, store: Store, abstract: Callable[[int], TrainState], bad: BadStepsError
+) -> tuple[Parts, TrainState]:
+    """The state before the bad steps, and the run with their batches left out.
+
+    Raises:
+      TrainingError: there is no such checkpoint, or it went back often enough.
+    """
+    before = [step for step in store.steps() if step < bad.first]
+    remedy = "lower optimizer.peak_lr or look at these batches, then resume"
+    if not before:
+        raise TrainingError(f"{bad}, and there is no checkpoint before them; {remedy}")
+    if len(parts.order.left_out) >= parts.train.max_rollbacks:
+        raise TrainingError(
+            f"{bad}, after train.max_rollbacks={parts.train.max_rollbacks} times of going back; {remedy}"
+        )
+    order = parts.order.without(bad.first - 1, bad.last - 1)
+    state, record = store.restore(abstract, before[-1])
+    if is_first():
+        log.warning("%s; going back to step %d, without their batches", bad, before[-1])
+        append_event(
+            parts.folder,
+            "rolled back",
+            step=before[-1],
+            bad_steps=[bad.first, bad.last],
+            left_out_rows=list(order.left_out[-1]),
+            told=str(bad),
+        )
+    sizes = order_after(parts, record).sizes
+    return replace(parts, recorded_order=replace(order, sizes=sizes)), state
