@@ -33,6 +33,7 @@ VERBS = {
     "generate": "continue prompts with a model",
     "import": "turn a Hugging Face model into ours, checked",
     "export": "write a model for transformers, checked",
+    "report": "where a run's time went, and its curves, scores and samples as a page",
     "verify": "check that a model's files are what was saved",
     "supervise": "start a command again when it crashes, hangs or is preempted",
     "doctor": "check hosts, devices, versions, data and disk before a run",

@@ -15,6 +15,7 @@ from llm_jax.errors import TrainingError
 from llm_jax.run.parts import Parts
 from llm_jax.run.provenance import order_after
 from llm_jax.train import BadStepsError, TrainState
+from llm_jax.train.metrics import lost
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def roll_back(
     order = parts.order.without(bad.first - 1, bad.last - 1)
     state, record = store.restore(abstract, before[-1])
     if is_first():
+        steps, seconds = lost(parts.folder / "metrics.jsonl", before[-1])
         log.warning("%s; going back to step %d, without their batches", bad, before[-1])
         append_event(
             parts.folder,
@@ -46,6 +48,8 @@ def roll_back(
             bad_steps=[bad.first, bad.last],
             left_out_rows=list(order.left_out[-1]),
             told=str(bad),
+            lost_steps=steps,
+            lost_seconds=round(seconds, 3),
         )
     sizes = order_after(parts, record).sizes
     return replace(parts, recorded_order=replace(order, sizes=sizes)), state
