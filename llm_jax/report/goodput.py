@@ -75,7 +75,7 @@ def _time(event: dict[str, Any]) -> float:
 
 def totals(found: Iterable[Session]) -> dict[str, float]:
     """Seconds of every phase over all sessions, largest share of work first as in `PHASES`."""
-    sums = dict.fromkeys(PHASES, 0.0)
+    sums: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     for session in found:
         for name, seconds in session.seconds.items():
             sums[name] += seconds

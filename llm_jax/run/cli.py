@@ -33,6 +33,7 @@ VERBS = {
     "generate": "continue prompts with a model",
     "import": "turn a Hugging Face model into ours, checked",
     "export": "write a model for transformers, checked",
+    "replay": "do a step of a run again and compare it bit for bit",
     "report": "where a run's time went, and its curves, scores and samples as a page",
     "verify": "check that a model's files are what was saved",
     "supervise": "start a command again when it crashes, hangs or is preempted",

@@ -28,9 +28,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from llm_jax import config as config_files
 from llm_jax.errors import ConfigError, UserError
 from llm_jax.run import cli, launch
+from llm_jax.run.course import optimizer_of
 from llm_jax.run.pretrain import PretrainConfig, parts_of
 from llm_jax.run.provenance import code_digest, record_of, versions
-from llm_jax.run.session import optimizer_of
 from llm_jax.sharding import make_mesh
 from llm_jax.tokenizer.base import digest
 from llm_jax.train import abstract_state

@@ -28,6 +28,7 @@ def roll_back(
     Raises:
       TrainingError: there is no such checkpoint, or it went back often enough.
     """
+    store.wait()  # the newest may still be on its way
     before = [step for step in store.steps() if step < bad.first]
     remedy = "lower optimizer.peak_lr or look at these batches, then resume"
     if not before:

@@ -6,13 +6,12 @@ A command builds the data plan and the config; the session does the rest, in thi
     3 compile the step on the mesh           4 hand batches, hooks and reporter to `train.run`
 """
 
-import collections
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -24,49 +23,31 @@ from llm_jax.checkpoint.processes import is_first
 from llm_jax.checkpoint.record import DamagedError, read_meta
 from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.checkpoint.store import Store
-from llm_jax.data.batch import Batch, check_batch
-from llm_jax.data.loader import batches
 from llm_jax.errors import ConfigError
 from llm_jax.eval.perplexity import Evaluator
-from llm_jax.generate import generate
 from llm_jax.generate.decode import check_lengths, encode_prompt
-from llm_jax.model import attention_choice, count_params, flops_per_token
-from llm_jax.run.continuation import BASE_ROW, begin
+from llm_jax.model import attention_choice, count_params
+from llm_jax.run.continuation import begin
+from llm_jax.run.course import make_stages, optimizer_of, train_on, watchdog
+from llm_jax.run.hooks import REMEDY, RunHooks, reference, say
 from llm_jax.run.parts import Parts
 from llm_jax.run.provenance import (
     check_continues,
-    first_batch_size,
     order_after,
-    record_of,
     require_agreement,
     require_run_folder,
     write_provenance,
 )
-from llm_jax.run.roll_back import roll_back
-from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
+from llm_jax.sharding import make_mesh
 from llm_jax.train import (
-    BadStepsError,
     Phases,
-    Reporter,
-    Stage,
     TrainState,
-    abstract_state,
-    compile_step,
     enter,
-    follow_batch,
     forgotten,
     init_state,
-    make_optimizer,
-    plan_stages,
-    run,
-    stage_of,
-    staged_step,
     state_of,
-    watch,
 )
-from llm_jax.train.metrics import LiveLine, MetricsWriter, Throughput
 from llm_jax.train.stop import StopRequest
-from llm_jax.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -127,94 +108,10 @@ def train_session(parts: Parts, console: Console) -> TrainState:
     return state
 
 
-def train_on(
-    hooks: "RunHooks",
-    state: TrainState,
-    stages: "Stages",
-    mesh: Mesh,
-    again: Callable[..., TrainState],
-    before: dict[str, float],
-) -> TrainState:
-    """Trains to the end; back to a checkpoint and on from there as often as the config wants it.
-
-    `before` are the held-out metrics of the parameters that a run begins with.
-    """
-    while True:
-        parts, start = hooks.parts, int(state.step)
-        step = staged_step(stages.plan, stages.steps, start, again)
-        compiles = [stage.first + 1 for stage in stages.plan]
-        with (
-            contextlib.closing(placed_batches(parts, mesh, start)) as feed,
-            contextlib.closing(
-                make_reporter(parts, start, hooks.console, hooks.phases)
-            ) as reporter,
-        ):
-            if not start:
-                reporter.evaluation(0, before)
-            try:
-                return run(state, step, feed, parts.train, hooks, reporter, compiles)
-            except BadStepsError as error:
-                bad = error.with_traceback(None)  # which would keep the state alive
-        parts, state = roll_back(parts, hooks.store, stages.state_at, bad)
-        hooks = replace(hooks, parts=parts)
-
-
-class Stages(NamedTuple):
-    """The stages of a run, and of each its compiled step and what its state consists of."""
-
-    plan: list[Stage]
-    steps: list[Any]
-    states: list[TrainState]
-
-    def state_at(self, step: int) -> TrainState:
-        """What the state after `step` updates consists of."""
-        return self.states[stage_of(self.plan, step)]
-
-
-def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
-    """Raises ConfigError if the model, the batch or the stages do not fit."""
-    first_size = first_batch_size(parts)
-    plan = plan_stages(parts.stages, parts.optimizer, parts.train.steps, parts.first_new_row)
-    steps = [
-        compile_step(
-            mesh,
-            model=parts.model,
-            config=parts.step,
-            optimizer=optimizer,
-            schedule=follow_batch(
-                stage.schedule, parts.optimizer, first_size, parts.step.batch_size
-            ),
-            clip_norm=parts.optimizer.clip_norm,
-            trainable=stage.trainable,
-        )
-        for stage in plan
-    ]
-    states = [abstract_state(parts.model, optimizer, mesh, stage.trainable) for stage in plan]
-    return Stages(plan, steps, states)
-
-
-def optimizer_of(parts: Parts) -> Any:
-    """The optimizer, with the history that spikes are judged by if the step asks for one."""
-    return watch(make_optimizer(parts.optimizer), parts.step.spike_window)
-
-
-def watchdog(parts: Parts, phases: Phases) -> Watchdog:
-    """Ends the process, with stacks in the run folder, when training makes no progress."""
-    file = parts.folder / f"hang-{jax.process_index()}.txt"
-    seconds, slow_seconds = parts.train.watchdog_seconds, parts.train.watchdog_slow_seconds
-    tell = partial(append_event, parts.folder, "hang", process=jax.process_index())
-    return Watchdog(phases, file, seconds, slow_seconds, lambda told: tell(told=told))
-
-
 def make_evaluator(parts: Parts, mesh: Mesh) -> Evaluator | None:
     """Scores held-out text during training, without the intervals nobody sees there; None without text."""
     config = replace(parts.eval, bootstrap_samples=0)
     return Evaluator(parts.model, parts.corpora, config, mesh) if parts.corpora else None
-
-
-def say(console: Console, text: str) -> None:
-    """Prints plain text, whole lines."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def resume(
@@ -246,17 +143,6 @@ def resume(
     return state, record
 
 
-REMEDY = (
-    "begin a new run from it or from the base with a larger share of that source or a lower "
-    "optimizer.peak_lr, or raise --forgetting.max-increase and go on"
-)
-
-
-def reference(parts: Parts) -> Mapping[str, float]:
-    """Bits per character that the forgetting guard compares with: those of the base model."""
-    return parts.continuation.get("bits_per_character", {}).get(BASE_ROW, {})
-
-
 def check_remembers(parts: Parts, record: dict[str, Any]) -> None:
     """Refuses to go on where the forgetting guard ended the run, under the same bound.
 
@@ -266,105 +152,6 @@ def check_remembers(parts: Parts, record: dict[str, Any]) -> None:
     told = forgotten(parts.forgetting, reference(parts), record["metrics"])
     if told and record["step"] < parts.train.steps:
         raise ConfigError(f"{parts.folder}: at step {record['step']} {told}; {REMEDY}")
-
-
-@dataclass(frozen=True)
-class RunHooks:
-    """`train.loop.Hooks` of a run folder."""
-
-    parts: Parts
-    store: Store
-    stop: StopRequest
-    evaluator: Evaluator | None  # None when there is no held-out text
-    console: Console
-    phases: Phases
-    complaints: list[str] = field(default_factory=list)  # of the forgetting guard
-
-    def evaluate(self, params: Any, step: int) -> dict[str, float]:
-        """Held-out metrics as `eval/...`; none when there is no held-out text."""
-        metrics = self.evaluator.evaluate(params).metrics if self.evaluator else {}
-        return {f"eval/{name}": value for name, value in metrics.items()}
-
-    def is_worse(self, metrics: dict[str, float], step: int) -> bool:
-        """Whether the forgetting guard ends the run."""
-        told = forgotten(self.parts.forgetting, reference(self.parts), metrics)
-        if told:
-            self.complaints.append(told)
-        if told and is_first():
-            append_event(self.parts.folder, "forgetting", step=step, told=told)
-            say(self.console, f"step {step}  forgetting guard: {told}; {REMEDY}")
-        return bool(told)
-
-    def sample(self, params: Any, step: int) -> None:
-        """Writes samples/<step>.txt. All processes generate the same; the first one writes."""
-        config = self.parts.samples
-        parts = self.parts
-        texts = generate(
-            params, parts.model, parts.tokenizer, config.prompts, config.sampling(seed=step)
-        )
-        shown = [
-            f"{prompt}|{made.text}\n" for prompt, made in zip(config.prompts, texts, strict=True)
-        ]
-        path = parts.folder / "samples" / f"{step:07d}.txt"
-        if not is_first():
-            return
-        try:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("\n".join(shown), encoding="utf-8")
-        except OSError as error:  # a full disk; the checkpoints decide whether the run can go on
-            log.error("%s cannot be written: %s", path, error.strerror)
-
-    def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
-        """A checkpoint that describes itself."""
-        parts = self.parts
-        self.store.save(step, state, record_of(parts), parts.tokenizer.files, metrics)
-        if is_first():
-            append_event(parts.folder, "ledger", step=step, seconds=self.phases.totals())
-
-    def save_due(self, step: int) -> bool:
-        """By `checkpoint.save_every_steps`."""
-        return self.store.due(step)
-
-    def describe_step(self, step: int) -> str:
-        """`en 75 %, zh 25 %`: the rows of the batch that update number `step` used."""
-        rows = self.parts.order.rows(step - 1).tolist()
-        names = [self.parts.plan.source_of(row) for row in rows]
-        return ", ".join(
-            f"{name} {count / len(rows):.0%}"
-            for name, count in collections.Counter(names).most_common()
-        )
-
-    def should_stop(self, step: int) -> bool:
-        """SIGTERM or Ctrl-C."""
-        return self.stop.should_stop(step)
-
-    def should_save(self, step: int) -> bool:
-        """SIGUSR1 or a file `save` in the run folder."""
-        return self.stop.should_save(step)
-
-
-def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
-    """Global batches on the mesh from step `start` on; this process reads only the rows its devices hold."""
-    size, reading = parts.step.batch_size, parts.plan.config
-    sharding = batch_sharding(mesh, size, parts.plan.seq_len)
-    rows = local_rows(sharding, size)
-    with contextlib.closing(
-        batches(parts.plan, size, rows, start, reading.workers, reading.prefetch, order=parts.order)
-    ) as feed:
-        for number, batch in enumerate(feed):
-            if number == 0:  # a mistake in the data shows at once, or hardly ever
-                check_batch(batch, parts.model.vocab_size)
-            yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
-
-
-def make_reporter(parts: Parts, start: int, console: Console, phases: Phases) -> Reporter:
-    """Where the numbers go: only the first process writes and shows them."""
-    throughput = Throughput(flops_per_token(parts.model, parts.plan.seq_len))
-    if not is_first():
-        return Reporter(None, None, throughput, parts.bytes_per_token, phases)
-    writer = MetricsWriter(parts.folder / "metrics.jsonl", start)
-    live = LiveLine(parts.train.steps, start, console)
-    return Reporter(writer, live, throughput, parts.bytes_per_token, phases)
 
 
 def summary(parts: Parts, mesh: Mesh, start: int) -> str:

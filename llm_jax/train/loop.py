@@ -8,7 +8,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Container, Iterator
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 
@@ -31,6 +31,7 @@ class TrainConfig:
     max_skipped_in_row: int = 5  # skipped steps in a row after which the run stops or rolls back
     # times it may go back to the checkpoint before such steps and leave their batches out
     max_rollbacks: int = 0
+    replica_check_every_steps: int = 0  # compare the copies of the state on all devices; 0: never
     watchdog_seconds: int = 0  # that a step may take before the process ends with status 75; 0: any
     watchdog_slow_seconds: int = 1800  # the same for a compile, an evaluation, a save and the start
 
@@ -38,7 +39,13 @@ class TrainConfig:
         for name in ("steps", "log_every_steps", "max_skipped_in_row", "watchdog_slow_seconds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1")
-        for name in ("eval_every_steps", "sample_every_steps", "max_rollbacks", "watchdog_seconds"):
+        for name in (
+            "eval_every_steps",
+            "sample_every_steps",
+            "max_rollbacks",
+            "watchdog_seconds",
+            "replica_check_every_steps",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.seed < 2**32:
@@ -57,7 +64,7 @@ class Hooks(Protocol):
     """What a run does besides stepping. `step` counts finished updates."""
 
     def evaluate(self, params: Any, step: int) -> dict[str, float]:
-        """Held-out metrics of the parameters, under flat names."""
+        """Held-out metrics of the parameters, under flat names; none if it was asked to stop meanwhile."""
         ...
 
     def is_worse(self, metrics: dict[str, float], step: int) -> bool:
@@ -66,6 +73,10 @@ class Hooks(Protocol):
 
     def sample(self, params: Any, step: int) -> None:
         """Writes some generated text."""
+        ...
+
+    def check_replicas(self, state: TrainState, step: int) -> None:
+        """Raises TrainingError where copies of the state differ; all processes call it."""
         ...
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
@@ -160,40 +171,63 @@ def run(
         pending = (step, metrics, data_wait)
         enter("step")
 
-        last = step == config.steps
-        stop = hooks.should_stop(step)
-        due_eval = last or (
-            not stop and config.eval_every_steps and step % config.eval_every_steps == 0
-        )
-        due_save = last or stop or hooks.save_due(step) or hooks.should_save(step)
-        due_sample = (
-            not stop and config.sample_every_steps and step % config.sample_every_steps == 0
-        )
-        if due_eval or due_save or due_sample or bad:
-            bad = finish_step(*pending, config, reporter) or bad
+        due = due_after(step, config, hooks)
+        stop = due.stop
+        if due.anything or bad:
+            this = finish_step(*pending, config, reporter)
+            bad = bad or this  # the first to reach the limit, however late it was read
             pending = None
+            reporter.throughput.pause()
         if bad:
             give_up(bad, state, step, config, hooks)
-        if due_eval:
+        if due.eval:
             enter("eval")
             evaluated = (step, hooks.evaluate(state.params, step))
             reporter.evaluation(*evaluated)
-            if hooks.is_worse(evaluated[1], step):
-                stop = due_save = True
-        if due_sample:
+            stop = stop or hooks.is_worse(evaluated[1], step) or hooks.should_stop(step)
+        if due.check:
+            hooks.check_replicas(state, step)
+        if due.sample:
             enter("sample")
             hooks.sample(state.params, step)
-        if due_save:
+        if due.save or stop:
             enter("save")
             hooks.save(state, step, evaluated[1] if evaluated[0] == step else {})
             saved = step
-        if due_eval or due_save or due_sample:
-            reporter.throughput.pause()
         if stop:
             break
     enter("save")  # what the way out waits for
     assert saved == int(state.step), "the last state is always saved"
     return state
+
+
+class Due(NamedTuple):
+    """What happens after a step."""
+
+    stop: bool
+    eval: bool
+    check: bool
+    sample: bool
+    save: bool
+
+    @property
+    def anything(self) -> bool:
+        """Whether the metrics of the step are needed before the next one."""
+        return any(self)
+
+
+def due_after(step: int, config: TrainConfig, hooks: Hooks) -> Due:
+    """What is due after `step`: asked to stop, a run neither evaluates nor samples, except at its end."""
+    last, stop = step == config.steps, hooks.should_stop(step)
+    every = lambda steps: bool(steps and step % steps == 0)  # noqa: E731
+    return Due(
+        stop=stop,
+        eval=last or (not stop and every(config.eval_every_steps)),
+        check=every(config.replica_check_every_steps),
+        sample=not stop and every(config.sample_every_steps),
+        # both are asked: each question is one that all processes answer together
+        save=hooks.should_save(step) | hooks.save_due(step) | last | stop,
+    )
 
 
 def finish_step(
