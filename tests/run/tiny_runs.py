@@ -59,6 +59,11 @@ class Process:
         assert self.running(), f"ended before Ctrl-C: {self.errors()}"
         os.killpg(self._process.pid, signal.SIGINT)
 
+    @property
+    def pid(self) -> int:
+        """Also the number of the session of all that it started."""
+        return self._process.pid
+
     def running(self) -> bool:
         return self._process.poll() is None
 
