@@ -81,6 +81,7 @@ def examined(words: list[list[str]], processes: int, folder: Path) -> list[tuple
     return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_two_equal_hosts_are_well(two_sources, tmp_path):
     words = [CONFIG, "--data.prepared", str(two_sources), "--run", str(tmp_path / "run")]

@@ -36,7 +36,9 @@ def resized(straight: Run, folder: Path, size: int, **optimizer: str) -> tuple[R
     )
 
 
-@pytest.mark.parametrize(("rule", "factor"), [("linear", 2.0), ("sqrt", 2**0.5)])
+@pytest.mark.parametrize(
+    ("rule", "factor"), [("linear", 2.0), pytest.param("sqrt", 2**0.5, marks=pytest.mark.slow)]
+)
 def test_another_batch_size_goes_on_with_the_next_row_and_the_learning_rate_follows(
     straight, tmp_path, rule, factor
 ):

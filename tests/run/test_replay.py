@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_jax.run import cli, replay
+from llm_jax.run import cli, replay, report
 from tests.run.tiny_pretrain import STEPS
 from tests.run.tiny_runs import Run
 
@@ -45,6 +45,18 @@ def test_a_logged_loss_that_is_one_bit_off_is_named_with_its_step(run, capsys):
     assert error.count("\n") == 1
 
 
+def test_the_report_of_a_real_run_accounts_for_its_time_and_shows_its_curves(run, capsys):
+    assert cli.run(report.main, [str(run.folder)]) == 0
+    out = capsys.readouterr().out
+    for phase in ("init", "compile", "step", "eval", "save", "goodput"):
+        assert f"\n{phase} " in out
+    page = (run.folder / "report.html").read_text("utf-8")
+    assert f"Step {STEPS} of {STEPS}" in page
+    assert page.count("<svg") == 5
+    (run.folder / "report.html").unlink()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "said"),
     [(1, "has no good checkpoint before step 1"), (STEPS + 9, "is in metrics.jsonl")],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llm_jax.run import cli, supervise
+from tests.run.tiny_pretrain import STEPS
 from tests.run.tiny_runs import DEADLINE, ROOT
 
 # counts its launches in a file and then does what its words say for that launch
@@ -179,3 +180,33 @@ def test_the_run_folder_is_the_commands_own():
     assert supervise.own_run(["llm-jax", "pretrain", "c.py", "--run", "runs/a"]) == "runs/a"
     assert supervise.own_run(["llm-jax", "pretrain", "--run=runs/b"]) == "runs/b"
     assert supervise.own_run(["sh", "x"]) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_a_run_whose_processes_are_killed_reaches_its_end_under_the_supervisor(new_run, tmp_path):
+    run = new_run()
+    options = ["--pause", "0.1", "--processes", "2"]
+    command = [sys.executable, "-m", "llm_jax.run.pretrain", *run.words()]
+    settings = ["--mesh.data", "2", "--mesh.fsdp", "2", "--train.watchdog-seconds", "60"]
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(run.compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    words = [sys.executable, "-m", "llm_jax.run.supervise", *options, "--", *command, *settings]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    for aim in (8, 40):
+        deadline = time.monotonic() + DEADLINE
+        while run.newest() < aim:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+        os.kill(children(process.pid)[aim % 3 % 2], signal.SIGKILL)
+    assert process.wait(2 * DEADLINE) == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "log").read_text().count("supervise: killed by SIGKILL") == 2
+    assert [event["event"] for event in run.events()] == ["start", "resume", "resume", "end"]
+    assert [row["step"] for row in run.metrics() if "loss" in row] == list(range(1, STEPS + 1))

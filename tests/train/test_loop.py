@@ -260,7 +260,16 @@ def test_rows_after_the_step_a_run_resumes_from_and_torn_ones_are_dropped(tmp_pa
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("steps", 0), ("log_every_steps", 0), ("max_skipped_in_row", 0), ("eval_every_steps", -1)],
+    [
+        *(
+            ("steps", 0),
+            ("log_every_steps", 0),
+            ("max_skipped_in_row", 0),
+            ("eval_every_steps", -1),
+        ),
+        *(("max_rollbacks", -1), ("watchdog_seconds", -1), ("watchdog_slow_seconds", 0)),
+        ("replica_check_every_steps", -1),
+    ],
 )
 def test_a_setting_out_of_range_is_named(setting, value):
     with pytest.raises(ConfigError, match=f"train.{setting}={value} must"):
