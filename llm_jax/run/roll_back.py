@@ -5,6 +5,7 @@ takes the same rows. Killed before the next save it meets the same steps again a
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -38,8 +39,11 @@ def roll_back(
             f"{bad}, after train.max_rollbacks={parts.train.max_rollbacks} times of going back; {remedy}"
         )
     order = parts.order.without(bad.first - 1, bad.last - 1)
+    newer = [step for step in store.steps() if step > before[-1]]
     state, record = store.restore(abstract, before[-1])
     if is_first():
+        for step in newer:  # set aside by `restore`; going back often must not fill the disk
+            shutil.rmtree(store.folder / f"{step}.abandoned", ignore_errors=True)
         steps, seconds = lost(parts.folder / "metrics.jsonl", before[-1])
         log.warning("%s; going back to step %d, without their batches", bad, before[-1])
         append_event(

@@ -55,6 +55,7 @@ def test_a_run_goes_back_before_bad_steps_and_reaches_its_end_without_their_batc
         assert event["step"] % 4 == 0
     record = read_meta(gone_back.folder / "checkpoints" / str(STEPS))
     assert record["rows"]["left_out"] == [event["left_out_rows"] for event in backs(gone_back)]
+    assert all(name.isdecimal() for name in gone_back.saved()), "what was tried is not kept"
     rows = [row for row in gone_back.metrics() if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert not any(row["skipped"] for row in rows), "the bad steps are not part of the run"
