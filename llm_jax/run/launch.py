@@ -13,10 +13,11 @@ coordinator bound to its own address.
 """
 
 import argparse
+import logging
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ import jax
 from llm_jax.errors import ConfigError
 from llm_jax.run.launch_tpu import tpu_pod
 from llm_jax.run.roll_call import roll_call
+
+log = logging.getLogger(__name__)
 
 # when a process dies the others end as well: after this long, in place of 100 and 300 seconds
 HEARTBEAT_SECONDS = 15
@@ -195,6 +198,26 @@ def _tpu(environ: Mapping[str, str]) -> Cluster | None:
     return Cluster(source="TPU metadata", coordinator=coordinator, processes=processes, index=index)
 
 
+def listening_address(
+    coordinator: str, resolve: Callable[[str], str] = socket.gethostbyname
+) -> str:
+    """Where process 0 listens: the coordinator's own address, if that is one that others can reach.
+
+    Debian's /etc/hosts gives a machine's own name the address 127.0.1.1; others find it elsewhere.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if host == "localhost" or host.startswith("127."):
+        return coordinator
+    try:
+        found = resolve(host)
+    except OSError:
+        return coordinator  # the roll call tells, with the address
+    if not found.startswith("127."):
+        return coordinator
+    log.warning("%s is %s on this host, so the coordinator listens on every interface", host, found)
+    return f"0.0.0.0:{port}"
+
+
 def start_processes(cluster: Cluster | None, join_seconds: float = JOIN_SECONDS) -> list[str]:
     """Waits for all processes of the run and joins them: their hosts. Alone without a cluster, nothing.
 
@@ -204,7 +227,9 @@ def start_processes(cluster: Cluster | None, join_seconds: float = JOIN_SECONDS)
       ConfigError: a process is missing, and which; or there are some that did not join.
     """
     if cluster:
-        hosts = roll_call(cluster.coordinator, cluster.processes, cluster.index, join_seconds)
+        # of process 0: by default the coordinator listens on every interface, without authentication
+        where = cluster.coordinator if cluster.index else listening_address(cluster.coordinator)
+        hosts = roll_call(where, cluster.processes, cluster.index, join_seconds)
         local = cluster.local_device
         jax.distributed.initialize(
             cluster.coordinator,
@@ -213,8 +238,7 @@ def start_processes(cluster: Cluster | None, join_seconds: float = JOIN_SECONDS)
             local_device_ids=local,
             # what it would detect by itself was decided above; under Slurm it takes one GPU of many
             cluster_detection_method="deactivate",
-            # by default the coordinator listens on every interface, without authentication
-            coordinator_bind_address=cluster.coordinator if cluster.index == 0 else None,
+            coordinator_bind_address=where if cluster.index == 0 else None,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )

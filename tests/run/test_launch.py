@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from llm_jax.errors import ConfigError
-from llm_jax.run.launch import FIRST_PORT, Cluster, find_cluster, first_host
+from llm_jax.run.launch import FIRST_PORT, Cluster, find_cluster, first_host, listening_address
 from llm_jax.run.launch_tpu import PORT, tpu_pod
 from llm_jax.run.roll_call import roll_call
 
@@ -151,6 +151,21 @@ def test_a_gcloud_pod_is_read_from_the_metadata_server():
 
 def test_a_machine_without_a_metadata_server_is_no_pod():
     assert tpu_pod({"GCE_METADATA_IP": f"127.0.0.1:{free_port()}"}) is None
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "resolved", "listens"),
+    [
+        ("gpu007:61441", "10.0.0.7", "gpu007:61441"),
+        ("gpu007:61441", "127.0.1.1", "0.0.0.0:61441"),  # Debian, of its own name
+        ("127.0.0.1:5", "127.0.0.1", "127.0.0.1:5"),
+        ("localhost:5", "127.0.0.1", "localhost:5"),
+    ],
+)
+def test_process_0_listens_on_its_own_address_if_others_can_reach_that(
+    coordinator, resolved, listens
+):
+    assert listening_address(coordinator, lambda _: resolved) == listens
 
 
 # ---- the roll call -------------------------------------------------------------------------------
