@@ -117,7 +117,8 @@ def pretrain(
     begun = beginning(config, tokenizer)
     config = begun.config
     check_vocabulary(config, prepared)
-    plan = DataPlan(config.data, prepared)
+    size, steps = config.step.batch_size, config.train.steps
+    plan = DataPlan(config.data, prepared, batch_size=size, steps=steps)
     corpora = heldout_corpora(plan, prepared, tokenizer, config.eval)
     check_guard(config, corpora)
     parts = Parts(
@@ -133,7 +134,7 @@ def pretrain(
         samples=config.samples,
         resolved=config,
         plan=plan,
-        bytes_per_token=bytes_per_token(plan, prepared),
+        bytes_per_token=bytes_per_token(plan, prepared, size * steps),
         tokenizer=tokenizer,
         corpora=corpora,
         eval=config.eval,
@@ -196,12 +197,15 @@ def check_guard(config: PretrainConfig, corpora: Mapping[str, Corpus]) -> None:
             )
 
 
-def bytes_per_token(plan: DataPlan, prepared: Prepared) -> float:
-    """UTF-8 bytes of text behind one target of the training mixture; BOS is no target, EOS is one."""
+def bytes_per_token(plan: DataPlan, prepared: Prepared, rows: int) -> float:
+    """UTF-8 bytes of text behind one target; BOS is no target, EOS is one.
+
+    Of the mixture on average over the run's phases, as far as its steps go.
+    """
     train = {name: prepared.sources[name]["train"] for name in plan.source_names}
     return sum(
         share * train[name].num_bytes / max(train[name].num_pairs, 1)
-        for name, share in plan.shares.items()
+        for name, share in plan.shares_between(0, rows).items()
     )
 
 

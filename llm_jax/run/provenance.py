@@ -54,7 +54,7 @@ def require_agreement(parts: Parts) -> None:
     """
     if jax.process_count() == 1:
         return
-    facts = {"record": record_of(parts), "versions": {name: version(name) for name in VERSIONED}}
+    facts = {"record": record_of(parts, 0), "versions": {name: version(name) for name in VERSIONED}}
     mine = np.uint32(int(digest(facts)[:8], 16))
     every = multihost_utils.process_allgather(mine)
     others = [str(index) for index, value in enumerate(every) if value != every[0]]
@@ -65,11 +65,13 @@ def require_agreement(parts: Parts) -> None:
         )
 
 
-def record_of(parts: Parts) -> dict[str, Any]:
-    """What a checkpoint says about where it comes from."""
+def record_of(parts: Parts, step: int) -> dict[str, Any]:
+    """What a checkpoint of `step` says about where it comes from."""
     return {
         "config": config_files.to_dict(parts.resolved),
         "plan_digest": parts.plan.digest,
+        "rows_digest": parts.plan.digest_before(step * parts.step.batch_size),
+        "mixture": parts.plan.mixture(),
         "tokenizer_fingerprint": parts.tokenizer.fingerprint,
         "mesh": dict(make_mesh(parts.mesh).shape),
         **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
@@ -99,7 +101,10 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
                 f"{parts.folder}: {name} was {before!r} at step {step} and is {now!r} now; "
                 "a run cannot change it: put it back, or choose another run folder with --run"
             )
-    if record["plan_digest"] != parts.plan.digest:
+    if record["plan_digest"] == parts.plan.digest:
+        return
+    # another phase from here on leaves the rows that were seen as they are
+    if record.get("rows_digest") != parts.plan.digest_before(step * parts.step.batch_size):
         data = ", ".join(
             f"{name} {before!r} -> {now!r}"
             for name, (before, now) in changed.items()
@@ -107,7 +112,51 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
         )
         raise CheckpointError(
             f"{parts.folder}: the data changed since step {step} ({data or 'the prepared shards differ'}), so rows "
-            "would be skipped or repeated; put it back, or choose another run folder with --run"
+            f"would be skipped or repeated; put it back{as_phase(parts, record, changed)}, or choose another run "
+            "folder with --run"
+        )
+
+
+# settings whose change can be written as a phase
+WEIGHTS = ("data.sources", "data.phases", "data.rule", "data.temperature", "data.max_epochs")
+
+
+def as_phase(parts: Parts, record: dict[str, Any], changed: dict[str, Any]) -> str:
+    """What to type so that the change becomes a phase; "" where no phase could say it."""
+    data, step = record["config"]["data"], record["step"]
+    if any(name in changed for name in ("data.seq_len", "data.packing", "data.seed")):
+        return ""
+    if data.get("rule") == "unimax" and "train.steps" in changed:
+        return f" or keep the steps it shares out: --data.budget-steps {changed['train.steps'][0]}"
+    if "data.prepared" in changed and not data["sources"] and "mixture" in record:
+        # the sizes of another folder give every source another share
+        sized = data.get("rule", "fixed") == "fixed"
+        weights = record["mixture"][0]["weights"].items()
+        sources = [{"name": name, "weight": weight if sized else 1.0} for name, weight in weights]
+        told = json.dumps(sources, ensure_ascii=False)
+        return (
+            f", or name the sources as they were and add others by a phase: --data.sources '{told}'"
+        )
+    if any(name in changed for name in WEIGHTS):
+        kept = [phase for phase in data.get("phases", []) if phase["from_step"] < step]
+        first = "data.phases" not in changed  # the weights of step 0 are what was changed
+        weights = parts.plan.weights[0 if first else -1].items()
+        sources = [{"name": name, "weight": round(weight, 6)} for name, weight in weights]
+        phases = json.dumps([*kept, {"from_step": step, "sources": sources}], ensure_ascii=False)
+        return f" and write the change as a phase: --data.phases '{phases}'"
+    return ""
+
+
+def record_phases(parts: Parts, record: dict[str, Any]) -> None:
+    """A line in events.jsonl when the mixture from here on is another than at the checkpoint."""
+    if record["plan_digest"] != parts.plan.digest:
+        append_event(
+            parts.folder,
+            "data phases",
+            step=record["step"],
+            before=record["mixture"],
+            now=parts.plan.mixture(),
+            plan_digest=parts.plan.digest,
         )
 
 

@@ -36,6 +36,7 @@ from llm_jax.run.parts import Parts
 from llm_jax.run.provenance import (
     check_continues,
     record_of,
+    record_phases,
     require_agreement,
     require_run_folder,
     write_provenance,
@@ -181,6 +182,8 @@ def resume(parts: Parts, store: Store, abstract: Callable[[int], TrainState]) ->
         break
     state, record = store.restore(abstract, parts.from_step)
     changes = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
+    if is_first():
+        record_phases(parts, record)
     if is_first() and changes:
         append_event(parts.folder, "config changed", step=record["step"], changes=changes)
         told = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())
@@ -258,7 +261,7 @@ class RunHooks:
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
         """A checkpoint that describes itself."""
         parts = self.parts
-        self.store.save(step, state, record_of(parts), parts.tokenizer.files, metrics)
+        self.store.save(step, state, record_of(parts, step), parts.tokenizer.files, metrics)
 
     def save_due(self, step: int) -> bool:
         """By `checkpoint.save_every_steps`."""
@@ -313,17 +316,29 @@ def summary(parts: Parts, mesh: Mesh, start: int) -> str:
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     with jax.set_mesh(mesh):
         attention, reason = attention_choice(model, step.batch_size, parts.plan.seq_len)
-    epochs = parts.plan.epochs_at(parts.train.steps * step.batch_size)
-    shares = ", ".join(
-        f"{name} {share:.1%} ({epochs[name]:.1f} epochs)"
-        for name, share in parts.plan.shares.items()
-    )
     return "\n".join(
         [
             f"model      {count_params(model):,} parameters, {model.num_layers} layers, position {model.position}, {model.dtype}",
             f"mesh       {shape} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es)",
             f"attention  {attention}: {reason}",
-            f"data       {shares}; {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",
+            f"data       {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",
+            *mixture_lines(parts),
             f"run        {parts.folder}, from step {start} to {parts.train.steps}",
         ]
     )
+
+
+def mixture_lines(parts: Parts) -> list[str]:
+    """The shares of every phase, and what of each source the run will have seen at its end."""
+    plan, steps, size = parts.plan, parts.train.steps, parts.step.batch_size
+    epochs = plan.epochs_at(steps * size)
+    lines = []
+    for phase in plan.mixture():
+        total = sum(phase["weights"].values())
+        shares = ", ".join(f"{n} {w / total:.1%}" for n, w in phase["weights"].items())
+        begin, ramp = phase["from_step"], phase["ramp_steps"]
+        told = f"step {begin}" + (f" to {begin + ramp}, changing into" if ramp else "")
+        late = " (after the end)" if begin >= steps else ""
+        lines.append(f"           from {told}{late}: {shares}")
+    seen = ", ".join(f"{name} {count:.1f}" for name, count in epochs.items())
+    return [*lines, f"           epochs at step {steps}: {seen}"]
