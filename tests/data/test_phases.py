@@ -1,5 +1,7 @@
 """Shares that change by the step: exact in any window, rows of a source without gaps, a past that stays."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -151,7 +153,7 @@ def test_a_later_phase_leaves_the_digest_and_the_rows_before_it_alone(make_prepa
 
 def test_the_digest_of_the_past_covers_the_sources_it_read_and_no_other(make_prepared):
     change = Phase(from_step=5, sources=weights(b=1))
-    stated = {"sources": weights(a=1)}
+    stated: dict[str, Any] = {"sources": weights(a=1)}
     one = plan_of(make_prepared(TEXTS), change, **stated)
     other = plan_of(make_prepared({**TEXTS, "b": ["new text"] * 3}), change, **stated)
     assert one.digest_before(20) == other.digest_before(20)

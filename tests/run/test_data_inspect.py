@@ -100,7 +100,7 @@ def test_every_segment_of_a_row_is_a_line_and_all_but_its_first_token_are_target
     row = out[out.index("row 3 ·") : out.index("row 4 ·")].splitlines()[1:]
     assert [int(line.split()[0]) for line in row] == list(range(1, len(row) + 1))
     for line in row:  # whatever a segment begins with was not predicted
-        tokens, targets = re.search(r"\((\d+) tokens, (\d+) targets\)", line).groups()
+        ((tokens, targets),) = re.findall(r"\((\d+) tokens, (\d+) targets\)", line)
         assert int(targets) == int(tokens) - 1
     assert sum("⟦<s>⟧" in line for line in row) >= len(row) - 1
 
