@@ -110,7 +110,7 @@ def rows_per_second(
     weights = (SourceWeight(name="en", weight=0.7), SourceWeight(name="zh", weight=0.3))
     ramp = Phase(from_step=1, sources=weights[::-1], ramp_steps=100_000)
     config = DataConfig(prepared=prepared, sources=weights, seq_len=seq_len, phases=(ramp,))
-    plan = DataPlan(config, batch_size=batch_size)
+    plan = DataPlan(config, rows_before=lambda step: step * batch_size)
     with batches(plan, batch_size, np.arange(batch_size), workers=workers) as feed:
         for _ in range(4 * max(1, workers) * 3):  # what was read ahead while workers started
             next(feed)

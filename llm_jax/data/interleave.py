@@ -188,11 +188,6 @@ class Schedule:
         self._owed = np.where(self._ideal > 0, self._owed + self._ideal * length - taken, 0.0)
         return piece.before + taken
 
-    def shares_between(self, first: int, last: int) -> np.ndarray:
-        """Token shares of rows [first, last) as they come, at least one row; [sources]."""
-        tokens = (self.rows_before(last) - self.rows_before(first)) * self._per_row
-        return tokens / tokens.sum()
-
     def piece_of(self, row: int) -> Piece:
         """The piece that `row` lies in."""
         return self.pieces[int(np.searchsorted(self._starts, row, side="right")) - 1]

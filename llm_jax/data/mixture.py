@@ -9,7 +9,7 @@ Any row is random access and nothing is remembered, so the only state of trainin
 whatever the number of hosts and workers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -87,9 +87,10 @@ class DataConfig:
                 )
 
     def with_phase(self, phase: Phase) -> "DataConfig":
-        """The same with another phase behind those that begin before it; later ones are dropped."""
-        kept = tuple(old for old in self.phases if old.from_step < phase.from_step)
-        return replace(self, phases=(*kept, phase))
+        """The same with another phase, in the place of one that begins at the same step."""
+        others = [old for old in self.phases if old.from_step != phase.from_step]
+        ordered = sorted([*others, phase], key=lambda phase: phase.from_step)
+        return replace(self, phases=tuple(ordered))
 
 
 class _Rows:
@@ -137,7 +138,7 @@ class DataPlan:
         config: DataConfig,
         prepared: Prepared | None = None,
         *,
-        batch_size: int = 0,
+        rows_before: Callable[[int], int] | None = None,
         steps: int = 0,
     ) -> None:
         """Plans the rows of `config` over `prepared` (by default opened from `config.prepared`).
@@ -145,7 +146,8 @@ class DataPlan:
         Args:
           config: which rows.
           prepared: the shards.
-          batch_size: rows of a step; needed by phases and by UniMax, which count in steps.
+          rows_before: rows that the steps before a step take, `step * batch_size` as a rule; needed by
+            phases and by UniMax, which count in steps.
           steps: of the run; UniMax counts its epochs over them unless `config.budget_steps` is set.
 
         Raises:
@@ -153,9 +155,9 @@ class DataPlan:
           DataError: a source of positive weight has nothing to train on.
         """
         prepared = prepared or open_prepared(config.prepared)
-        if config.phases and batch_size < 1:
+        if config.phases and not rows_before:
             raise ConfigError("data.phases are counted in steps; give the batch size too")
-        self.config, self.batch_size = config, batch_size
+        self.config = config
         self.seq_len = config.seq_len
         self.vocab_size = prepared.vocab_size
         self.tokenizer_fingerprint = prepared.tokenizer_fingerprint
@@ -168,18 +170,17 @@ class DataPlan:
         self._contents = [split.digest for split in splits]
         # weights are token shares, and best-fit rows are not equally full in every source
         per_row = np.array([max(rows.plan.fill, 1e-9) for rows in self._rows]) * self.seq_len
-        budget = (config.budget_steps or steps) * batch_size
+        count = rows_before or (lambda step: 0)
+        budget = count(config.budget_steps or steps)
         self.weights = [self._base_weights(per_row, budget)]
         self.weights += [_listed(phase.sources) for phase in config.phases]
-        self.from_rows = [0, *(phase.from_step * batch_size for phase in config.phases)]
-        ramps = [0, *(phase.ramp_steps * batch_size for phase in config.phases)]
-        self._schedule = Schedule(
-            [
-                Stretch(row, np.array([weights.get(n, 0.0) for n in self.source_names]), ramp)
-                for row, weights, ramp in zip(self.from_rows, self.weights, ramps, strict=True)
-            ],
-            per_row,
-        )
+        edges = [(0, 0)]  # of the change to each phase
+        edges += [(p.from_step, p.from_step + p.ramp_steps) for p in config.phases]
+        stretches = []
+        for (begin, end), weights in zip(edges, self.weights, strict=True):
+            shares = np.array([weights.get(name, 0.0) for name in self.source_names])
+            stretches.append(Stretch(count(begin), shares, count(end) - count(begin)))
+        self._schedule = Schedule(stretches, per_row)
         self._check_filled()
         self.digest = self.digest_before(1 << 62)
 
@@ -260,13 +261,7 @@ class DataPlan:
 
     def shares_at(self, row: int) -> dict[str, float]:
         """Token share of each source where `row` lies."""
-        return self._by_name(self._schedule.piece_of(row).shares)
-
-    def shares_between(self, first: int, last: int) -> dict[str, float]:
-        """Token share of each source in rows [first, last), one row at least."""
-        return self._by_name(self._schedule.shares_between(first, last))
-
-    def _by_name(self, shares: np.ndarray) -> dict[str, float]:
+        shares = self._schedule.piece_of(row).shares
         return dict(zip(self.source_names, shares.tolist(), strict=True))
 
     @property

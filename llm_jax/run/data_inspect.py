@@ -74,8 +74,12 @@ def inspect(arguments: Any) -> None:
             size = prepared.verify()
         console.print(f"verified: {size / 1e6:,.1f} MB are what was written")
     config, batch_size, steps = what_to_show(arguments)
-    plan = DataPlan(config, prepared, batch_size=batch_size, steps=steps)
-    print_mixture(plan, steps)
+    if (config.phases or config.rule == "unimax") and not (batch_size and steps):
+        raise ConfigError(
+            "phases and unimax count in steps: give --steps and --batch-size, or --config FILE"
+        )
+    plan = DataPlan(config, prepared, rows_before=lambda step: step * batch_size, steps=steps)
+    print_mixture(plan, batch_size, steps)
     if arguments.rows:
         text = tokenizers.load(prepared.tokenizer_folder)
         for index in range(arguments.first_row, arguments.first_row + arguments.rows):
@@ -140,7 +144,7 @@ def print_rejects(prepared: shards.Prepared) -> None:
             console.print(f"samples are in {escape(str(prepared.folder / shards.REJECTS))}")
 
 
-def print_mixture(plan: DataPlan, steps: int) -> None:
+def print_mixture(plan: DataPlan, batch_size: int, steps: int) -> None:
     """Token shares of every phase, rows and fill of every source, and its epochs by the last step."""
     table = Table("source", box=None, pad_edge=False, header_style="bold")
     phases = plan.mixture()
@@ -150,7 +154,7 @@ def print_mixture(plan: DataPlan, steps: int) -> None:
         table.add_column(f"share from step {span}" if begin else "share", justify="right")
     for column in ("rows an epoch", "full", *([f"epochs at {steps:,}"] if steps else [])):
         table.add_column(column, justify="right")
-    epochs = plan.epochs_at(steps * plan.batch_size)
+    epochs = plan.epochs_at(steps * batch_size)
     for name in plan.source_names:
         shares = [p["weights"].get(name, 0.0) / sum(p["weights"].values()) for p in phases]
         table.add_row(
@@ -161,7 +165,7 @@ def print_mixture(plan: DataPlan, steps: int) -> None:
     console.print(table)
     console.print(
         f"rows of {plan.seq_len} tokens, {plan.config.packing}; plan {plan.digest[:12]}"
-        + (f"; {steps:,} steps of {plan.batch_size} rows" if steps else "")
+        + (f"; {steps:,} steps of {batch_size} rows" if steps else "")
     )
 
 

@@ -16,6 +16,7 @@ from llm_jax import config as config_files
 from llm_jax.checkpoint.run_folder import append_event, write_json_atomic
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.run.parts import Parts
+from llm_jax.run.phases import as_phase
 from llm_jax.sharding import make_mesh
 from llm_jax.tokenizer.base import digest
 
@@ -70,11 +71,12 @@ def record_of(parts: Parts, step: int) -> dict[str, Any]:
     return {
         "config": config_files.to_dict(parts.resolved),
         "plan_digest": parts.plan.digest,
-        "rows_digest": parts.plan.digest_before(step * parts.step.batch_size),
+        "rows_digest": parts.plan.digest_before(parts.rows_before(step)),
         "mixture": parts.plan.mixture(),
         "tokenizer_fingerprint": parts.tokenizer.fingerprint,
         "mesh": dict(make_mesh(parts.mesh).shape),
         **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
+        **({"guard": parts.guard.to_record()} if parts.forgetting.sources else {}),
     }
 
 
@@ -104,7 +106,7 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
     if record["plan_digest"] == parts.plan.digest:
         return
     # another phase from here on leaves the rows that were seen as they are
-    if record.get("rows_digest") != parts.plan.digest_before(step * parts.step.batch_size):
+    if record.get("rows_digest") != parts.plan.digest_before(parts.rows_before(step)):
         data = ", ".join(
             f"{name} {before!r} -> {now!r}"
             for name, (before, now) in changed.items()
@@ -114,49 +116,6 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
             f"{parts.folder}: the data changed since step {step} ({data or 'the prepared shards differ'}), so rows "
             f"would be skipped or repeated; put it back{as_phase(parts, record, changed)}, or choose another run "
             "folder with --run"
-        )
-
-
-# settings whose change can be written as a phase
-WEIGHTS = ("data.sources", "data.phases", "data.rule", "data.temperature", "data.max_epochs")
-
-
-def as_phase(parts: Parts, record: dict[str, Any], changed: dict[str, Any]) -> str:
-    """What to type so that the change becomes a phase; "" where no phase could say it."""
-    data, step = record["config"]["data"], record["step"]
-    if any(name in changed for name in ("data.seq_len", "data.packing", "data.seed")):
-        return ""
-    if data.get("rule") == "unimax" and "train.steps" in changed:
-        return f" or keep the steps it shares out: --data.budget-steps {changed['train.steps'][0]}"
-    if "data.prepared" in changed and not data["sources"] and "mixture" in record:
-        # the sizes of another folder give every source another share
-        sized = data.get("rule", "fixed") == "fixed"
-        weights = record["mixture"][0]["weights"].items()
-        sources = [{"name": name, "weight": weight if sized else 1.0} for name, weight in weights]
-        told = json.dumps(sources, ensure_ascii=False)
-        return (
-            f", or name the sources as they were and add others by a phase: --data.sources '{told}'"
-        )
-    if any(name in changed for name in WEIGHTS):
-        kept = [phase for phase in data.get("phases", []) if phase["from_step"] < step]
-        first = "data.phases" not in changed  # the weights of step 0 are what was changed
-        weights = parts.plan.weights[0 if first else -1].items()
-        sources = [{"name": name, "weight": round(weight, 6)} for name, weight in weights]
-        phases = json.dumps([*kept, {"from_step": step, "sources": sources}], ensure_ascii=False)
-        return f" and write the change as a phase: --data.phases '{phases}'"
-    return ""
-
-
-def record_phases(parts: Parts, record: dict[str, Any]) -> None:
-    """A line in events.jsonl when the mixture from here on is another than at the checkpoint."""
-    if record["plan_digest"] != parts.plan.digest:
-        append_event(
-            parts.folder,
-            "data phases",
-            step=record["step"],
-            before=record["mixture"],
-            now=parts.plan.mixture(),
-            plan_digest=parts.plan.digest,
         )
 
 

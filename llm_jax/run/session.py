@@ -26,6 +26,7 @@ from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.checkpoint.store import Store
 from llm_jax.data.batch import Batch, check_batch
 from llm_jax.data.loader import batches
+from llm_jax.data.mixture import DataPlan
 from llm_jax.errors import ConfigError
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.generate import generate
@@ -33,20 +34,22 @@ from llm_jax.generate.decode import check_lengths, encode_prompt
 from llm_jax.model import attention_choice, count_params, flops_per_token
 from llm_jax.run.continuation import BASE_ROW, begin
 from llm_jax.run.parts import Parts
+from llm_jax.run.phases import mixture_lines, record_phases
 from llm_jax.run.provenance import (
     check_continues,
     record_of,
-    record_phases,
     require_agreement,
     require_run_folder,
     write_provenance,
 )
+from llm_jax.run.rebalance import Guard, decide, what_next
 from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
 from llm_jax.train import (
     Reporter,
     Stage,
     TrainState,
     abstract_state,
+    beyond,
     compile_step,
     enter,
     forgotten,
@@ -85,7 +88,10 @@ def train_session(parts: Parts, console: Console) -> TrainState:
         stack.enter_context(jax.set_mesh(mesh))
         begun = None
         if store.steps():
-            state = resume(parts, store, stages.state_at)
+            state, record = resume(parts, store, stages.state_at)
+            # of the checkpoint that was read, with the phases of newer ones, which come again
+            guard = replace(Guard.of_record(record), phases=parts.guard.phases)
+            parts = replace(parts, guard=guard)
         elif parts.base:
             begun = begin(parts, mesh)
             parts = replace(parts, continuation=begun.facts)
@@ -102,13 +108,11 @@ def train_session(parts: Parts, console: Console) -> TrainState:
                 say(console, begun.table or "start      not measured: there is no held-out text")
         hooks = RunHooks(parts, store, stop, evaluator, console)
         if start < steps:
-            feed = stack.enter_context(contextlib.closing(placed_batches(parts, mesh, start)))
-            reporter = stack.enter_context(contextlib.closing(make_reporter(parts, start, console)))
+            reporter = stack.enter_context(contextlib.closing(make_reporter(hooks, start, console)))
             if begun:
                 reporter.evaluation(0, begun.metrics)
             again = partial(enter, model=parts.model, optimizer=optimizer, mesh=mesh)
-            step = staged_step(stages.plan, stages.steps, start, again)
-            state = run(state, step, feed, parts.train, hooks, reporter)
+            state = train_on(hooks, state, stages, mesh, again, reporter)
     if is_first():
         done = int(state.step)
         append_event(parts.folder, "end" if done >= steps else "stop", step=done, steps=steps)
@@ -118,6 +122,24 @@ def train_session(parts: Parts, console: Console) -> TrainState:
             remedy = "" if hooks.complaints else "; the same command goes on"
             say(console, f"stopped at step {done} of {steps}, saved{remedy}")
     return state
+
+
+def train_on(
+    hooks: "RunHooks",
+    state: TrainState,
+    stages: "Stages",
+    mesh: Mesh,
+    again: Callable[..., TrainState],
+    reporter: Reporter,
+) -> TrainState:
+    """Trains to the end, or until asked to stop; with other rows whenever the guard adds a phase."""
+    while True:
+        parts, start = hooks.parts, int(state.step)
+        step = staged_step(stages.plan, stages.steps, start, again)
+        with contextlib.closing(placed_batches(parts, mesh, start)) as feed:
+            state = run(state, step, feed, parts.train, hooks, reporter)
+        if hooks.parts.plan is parts.plan:
+            return state
 
 
 class Stages(NamedTuple):
@@ -162,8 +184,10 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def resume(parts: Parts, store: Store, abstract: Callable[[int], TrainState]) -> TrainState:
-    """The state of the newest good checkpoint, after a look at whether it is of the same run.
+def resume(
+    parts: Parts, store: Store, abstract: Callable[[int], TrainState]
+) -> tuple[TrainState, dict[str, Any]]:
+    """State and record of the newest good checkpoint, after a look at whether it is of the same run.
 
     Raises:
       CheckpointError: it is not, and nothing was touched; or no checkpoint is good.
@@ -188,12 +212,12 @@ def resume(parts: Parts, store: Store, abstract: Callable[[int], TrainState]) ->
         append_event(parts.folder, "config changed", step=record["step"], changes=changes)
         told = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())
         log.warning("settings changed since step %d: %s", record["step"], told)
-    return state
+    return state, record
 
 
 REMEDY = (
     "begin a new run from it or from the base with a larger share of that source or a lower "
-    "optimizer.peak_lr, or raise --forgetting.max-increase and go on"
+    "optimizer.peak_lr, or raise --forgetting.max-increase or that share, by a phase of --data.phases, and go on"
 )
 
 
@@ -203,17 +227,35 @@ def reference(parts: Parts) -> Mapping[str, float]:
 
 
 def check_remembers(parts: Parts, record: dict[str, Any]) -> None:
-    """Refuses to go on where the forgetting guard ended the run, under the same bound.
+    """Refuses to go on where the forgetting guard ended the run, with the same bound and mixture.
 
     Raises:
       ConfigError: the checkpoint's evaluation exceeds it.
     """
     told = forgotten(parts.forgetting, reference(parts), record["metrics"])
-    if told and record["step"] < parts.train.steps:
+    same = record["plan_digest"] == parts.plan.digest
+    goes_on = parts.forgetting.action == "rebalance" and not Guard.of_record(record).ended
+    if told and same and not goes_on and record["step"] < parts.train.steps:
         raise ConfigError(f"{parts.folder}: at step {record['step']} {told}; {REMEDY}")
 
 
-@dataclass(frozen=True)
+def rebalanced(parts: Parts, metrics: Mapping[str, float], step: int) -> Parts:
+    """The run after an evaluation at `step`, with another plan where the guard adds a phase to it."""
+    found = beyond(parts.forgetting, reference(parts), metrics)
+    shares = parts.plan.shares_at(parts.rows_before(step))
+    guard = decide(parts.guard, parts.forgetting, shares, found, step)
+    if guard.phases == parts.guard.phases:
+        return replace(parts, guard=guard)
+    data = guard.applied(parts.plan.config)
+    return replace(
+        parts,
+        guard=guard,
+        plan=DataPlan(data, rows_before=parts.rows_before, steps=parts.train.steps),
+        resolved=replace(parts.resolved, data=data),
+    )
+
+
+@dataclass
 class RunHooks:
     """`train.loop.Hooks` of a run folder."""
 
@@ -230,14 +272,19 @@ class RunHooks:
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def is_worse(self, metrics: dict[str, float], step: int) -> bool:
-        """Whether the forgetting guard ends the run."""
-        told = forgotten(self.parts.forgetting, reference(self.parts), metrics)
-        if told:
+        """Whether the forgetting guard ends the run, or this part of it: it goes on with other rows."""
+        parts, then = self.parts, REMEDY
+        told = forgotten(parts.forgetting, reference(parts), metrics)
+        if parts.forgetting.action == "rebalance" and step < parts.train.steps:
+            self.parts = rebalanced(parts, metrics, step)
+            then = what_next(parts.guard, self.parts.guard) or REMEDY
+        ends = bool(told) and then == REMEDY
+        if ends:
             self.complaints.append(told)
         if told and is_first():
-            append_event(self.parts.folder, "forgetting", step=step, told=told)
-            say(self.console, f"step {step}  forgetting guard: {told}; {REMEDY}")
-        return bool(told)
+            append_event(parts.folder, "forgetting", step=step, told=told, then=then)
+            say(self.console, f"step {step}  forgetting guard: {told}; {then}")
+        return ends or self.parts.plan is not parts.plan
 
     def sample(self, params: Any, step: int) -> None:
         """Writes samples/<step>.txt. All processes generate the same; the first one writes."""
@@ -298,14 +345,19 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
 
 
-def make_reporter(parts: Parts, start: int, console: Console) -> Reporter:
+def make_reporter(hooks: RunHooks, start: int, console: Console) -> Reporter:
     """Where the numbers go: only the first process writes and shows them."""
+    parts = hooks.parts
     throughput = Throughput(flops_per_token(parts.model, parts.plan.seq_len))
+
+    def bytes_per_token(step: int) -> float:
+        return hooks.parts.bytes_per_token_at(step)  # of the plan as it is by then
+
     if not is_first():
-        return Reporter(None, None, throughput, parts.bytes_per_token)
+        return Reporter(None, None, throughput, bytes_per_token)
     writer = MetricsWriter(parts.folder / "metrics.jsonl", start)
     return Reporter(
-        writer, LiveLine(parts.train.steps, start, console), throughput, parts.bytes_per_token
+        writer, LiveLine(parts.train.steps, start, console), throughput, bytes_per_token
     )
 
 
@@ -326,19 +378,3 @@ def summary(parts: Parts, mesh: Mesh, start: int) -> str:
             f"run        {parts.folder}, from step {start} to {parts.train.steps}",
         ]
     )
-
-
-def mixture_lines(parts: Parts) -> list[str]:
-    """The shares of every phase, and what of each source the run will have seen at its end."""
-    plan, steps, size = parts.plan, parts.train.steps, parts.step.batch_size
-    epochs = plan.epochs_at(steps * size)
-    lines = []
-    for phase in plan.mixture():
-        total = sum(phase["weights"].values())
-        shares = ", ".join(f"{n} {w / total:.1%}" for n, w in phase["weights"].items())
-        begin, ramp = phase["from_step"], phase["ramp_steps"]
-        told = f"step {begin}" + (f" to {begin + ramp}, changing into" if ramp else "")
-        late = " (after the end)" if begin >= steps else ""
-        lines.append(f"           from {told}{late}: {shares}")
-    seen = ", ".join(f"{name} {count:.1f}" for name, count in epochs.items())
-    return [*lines, f"           epochs at step {steps}: {seen}"]

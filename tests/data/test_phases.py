@@ -135,7 +135,7 @@ TEXTS = {name: [f"{name} {i} " * (1 + i % 5) for i in range(40)] for name in "ab
 def plan_of(prepared, *phases, batch_size=4, steps=100, **settings):
     defaults = {"sources": weights(a=1, b=1), "seq_len": 32, "prepared": str(prepared.folder)}
     config = DataConfig(**(defaults | settings), phases=phases)
-    return DataPlan(config, prepared, batch_size=batch_size, steps=steps)
+    return DataPlan(config, prepared, rows_before=lambda step: step * batch_size, steps=steps)
 
 
 def test_a_later_phase_leaves_the_digest_and_the_rows_before_it_alone(make_prepared):
@@ -160,11 +160,13 @@ def test_the_digest_of_the_past_covers_the_sources_it_read_and_no_other(make_pre
     assert one.digest_before(21) != other.digest_before(21)
 
 
-def test_an_added_phase_replaces_those_that_were_planned_after_it():
+def test_an_added_phase_takes_its_place_among_the_others():
     planned = (Phase(from_step=3, sources=weights(a=1)), Phase(from_step=9, sources=weights(b=1)))
     config = DataConfig(prepared="x", phases=planned)
     added = config.with_phase(Phase(from_step=6, sources=weights(a=1, b=1)))
-    assert [phase.from_step for phase in added.phases] == [3, 6]
+    assert [phase.from_step for phase in added.phases] == [3, 6, 9]
+    again = added.with_phase(Phase(from_step=9, sources=weights(a=1)))
+    assert again.phases == (*added.phases[:2], Phase(from_step=9, sources=weights(a=1)))
 
 
 def test_a_raised_share_is_bounded_and_the_others_keep_their_proportions():

@@ -44,7 +44,7 @@ def config(make_prepared):
 
 
 def plan_of(config):
-    return DataPlan(config, batch_size=BATCH, steps=STEPS)
+    return DataPlan(config, rows_before=lambda step: step * BATCH)
 
 
 def digest_of(rows):

@@ -49,7 +49,6 @@ def test_shares_epochs_and_fill_are_those_of_the_plan(shown, two_sources):
             config, ["--sources", '[{"name": "en", "weight": 3}, {"name": "zh"}]']
         ),
         prepared,
-        batch_size=8,
     )
     for name, share in (("en", 75), ("zh", 25)):
         told, rows, full, epochs = numbers(out, name)
@@ -111,8 +110,11 @@ def test_every_segment_of_a_row_is_a_line_and_all_but_its_first_token_are_target
         (("--rows", "-1"), "--rows=-1 must be 0 or more"),
         (("--weight", "en"), "--weight 'en' must be NAME=NUMBER, such as zh=0.3"),
         (("--weight", "fr=1"), "data.sources: 'fr' is not in"),
-        (("--phases", json.dumps([PHASE])), "data.phases are counted in steps; give the batch"),
-        (("--rule", "unimax", "--max-epochs", "4"), "give the batch size and the steps of the run"),
+        (("--phases", json.dumps([PHASE])), "count in steps: give --steps and --batch-size, or"),
+        (
+            ("--rule", "unimax", "--max-epochs", "4"),
+            "count in steps: give --steps and --batch-size, or",
+        ),
         (("--packing", "bestfit"), "packing='bestfit' must be one of 'concat', 'best_fit'"),
         (("--phases", "[{]"), "phases='[{]' must be a list"),
         (("--config", "none.py"), "config file 'none.py' does not exist"),
