@@ -112,6 +112,8 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
             for name, (before, now) in changed.items()
             if name.startswith("data.")
         )
+        if "rows_digest" not in record:
+            data = "an older version of this package planned its rows"
         raise CheckpointError(
             f"{parts.folder}: the data changed since step {step} ({data or 'the prepared shards differ'}), so rows "
             f"would be skipped or repeated; put it back{as_phase(parts, record, changed)}, or choose another run "

@@ -1,20 +1,15 @@
-"""The forgetting guard that goes on: when it gives the old language a larger share, and what is left of it."""
+"""The forgetting guard that goes on: when it gives the old language a larger share. Runs: test_continuation."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-from llm_jax.checkpoint import read_meta
 from llm_jax.data.mixture import DataConfig
 from llm_jax.data.phases import Phase
 from llm_jax.data.weights import SourceWeight
 from llm_jax.errors import ConfigError
-from llm_jax.run import cli, pretrain
 from llm_jax.run.rebalance import Guard, decide, what_next
 from llm_jax.train import ForgettingConfig
-from tests.run.test_continuation import base, extended, new_continued  # noqa: F401
-from tests.run.tiny_runs import Run
 
 CONFIG = ForgettingConfig(sources=("en",), action="rebalance", factor=2.0, max_share=0.5)
 SHARES = {"en": 0.2, "zh": 0.8}
@@ -69,52 +64,6 @@ def test_a_guard_is_the_same_after_a_record_and_joins_what_was_planned():
     assert guard.applied(data) == data
 
 
-REBALANCE = (
-    # a learning rate at which everything is forgotten, and no bound
-    *("--forgetting.action", "rebalance", "--forgetting.max-increase", "0"),
-    *("--stages.new-rows-lr", "1", "--forgetting.max-share", "0.9", "--forgetting.factor", "1.5"),
-)
-
-
-@pytest.fixture(scope="module")
-def rebalanced(new_continued) -> Run:  # noqa: F811
-    run = new_continued()
-    process = run.start(*REBALANCE)
-    assert process.wait_for_end() == 0, process.errors()
-    assert "the shares from here on are en 60.0%, zh 40.0%" in process.output()
-    return run
-
-
-def test_a_run_goes_on_with_more_of_what_it_forgot(rebalanced):
-    assert rebalanced.newest() == 12
-    (event, *_) = [event for event in rebalanced.events() if event["event"] == "forgetting"]
-    assert event["step"] == 4
-    assert event["then"] == "the shares from here on are en 60.0%, zh 40.0%"
-    before, after = (read_meta(rebalanced.folder / f"checkpoints/{step}") for step in (2, 4))
-    assert before["plan_digest"] != after["plan_digest"]
-    assert after["guard"]["phases"][0]["from_step"] == 4
-    assert after["config"]["data"]["phases"] == after["guard"]["phases"]
-    assert after["mixture"][1]["weights"] == {"en": 0.6, "zh": 0.4}
-
-
-@pytest.mark.parametrize(
-    "step",
-    [4, pytest.param(2, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)],
-)
-def test_resumed_from_before_at_or_after_the_change_it_ends_bitwise_equal(
-    rebalanced, tmp_path, step
-):
-    run = rebalanced.copy(tmp_path)
-    expected = run.arrays(12)
-    for path in (run.folder / "checkpoints").iterdir():
-        if int(path.name) > step:
-            path.rename(tmp_path / path.name)
-    process = run.start(*REBALANCE)
-    assert process.wait_for_end() == 0, process.errors()
-    assert run.arrays(12) == expected
-    assert run.metrics() == rebalanced.metrics()
-
-
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -128,14 +77,3 @@ def test_a_wrong_setting_is_one_line(settings, said):
     with pytest.raises(ConfigError, match=said) as error:
         ForgettingConfig(**settings)
     assert "\n" not in str(error.value)
-
-
-def test_a_share_of_0_cannot_grow(capsys, new_continued):  # noqa: F811
-    run = new_continued()
-    words = ("--forgetting.action", "rebalance", "--data.sources.0.weight", "0")
-    capsys.readouterr()
-    assert cli.run(pretrain.main, run.words(*words)) == 2
-    assert "multiplies the share of en, which is 0; give data.sources some of it" in (
-        capsys.readouterr().err
-    )
-    assert not Path(run.folder).exists()
