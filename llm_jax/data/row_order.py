@@ -36,6 +36,10 @@ class RowOrder:
             rows[rows >= first] += end - first
         return rows
 
+    def rows_before(self, step: int) -> int:
+        """Where in the plan step `step` begins: the rows before it were taken or left out."""
+        return int(self.rows(step)[0])
+
     def _holes(self) -> list[tuple[int, int]]:
         """`left_out`, ascending and without overlap."""
         holes: list[tuple[int, int]] = []

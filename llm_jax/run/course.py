@@ -4,13 +4,11 @@ reporter that it needs; back to a checkpoint and on from there where the config 
 
 import contextlib
 from collections.abc import Callable, Generator
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
 
 from llm_jax.checkpoint.processes import is_first
 from llm_jax.checkpoint.run_folder import append_event
@@ -19,7 +17,6 @@ from llm_jax.data.loader import batches
 from llm_jax.model import flops_per_token
 from llm_jax.run.hooks import RunHooks
 from llm_jax.run.parts import Parts
-from llm_jax.run.provenance import first_batch_size
 from llm_jax.run.roll_back import roll_back
 from llm_jax.sharding import batch_sharding, local_rows, place_rows
 from llm_jax.train import (
@@ -56,7 +53,7 @@ class Stages(NamedTuple):
 
 def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
     """Raises ConfigError if the model, the batch or the stages do not fit."""
-    first_size = first_batch_size(parts)
+    first_size = parts.order.sizes[0][1]
     plan = plan_stages(parts.stages, parts.optimizer, parts.train.steps, parts.first_new_row)
     steps = [
         compile_step(
@@ -97,7 +94,8 @@ def train_on(
     again: Callable[..., TrainState],
     before: dict[str, float],
 ) -> TrainState:
-    """Trains to the end; back to a checkpoint and on from there as often as the config wants it.
+    """Trains to the end, or until asked to stop. With other rows whenever the guard adds a phase; back to a
+    checkpoint and on from there as often as the config wants it.
 
     `before` are the held-out metrics of the parameters that a run begins with.
     """
@@ -105,20 +103,21 @@ def train_on(
         parts, start = hooks.parts, int(state.step)
         step = staged_step(stages.plan, stages.steps, start, again)
         compiles = [stage.first + 1 for stage in stages.plan]
+        bad: BadStepsError | None = None
         with (
             contextlib.closing(placed_batches(parts, mesh, start)) as feed,
-            contextlib.closing(
-                make_reporter(parts, start, hooks.console, hooks.phases)
-            ) as reporter,
+            contextlib.closing(make_reporter(hooks, start)) as reporter,
         ):
             if not start:
                 reporter.evaluation(0, before)
             try:
-                return run(state, step, feed, parts.train, hooks, reporter, compiles)
+                state = run(state, step, feed, parts.train, hooks, reporter, compiles)
             except BadStepsError as error:
                 bad = error.with_traceback(None)  # which would keep the state alive
-        parts, state = roll_back(parts, hooks.store, stages.state_at, bad)
-        hooks = replace(hooks, parts=parts)
+        if bad:
+            hooks.parts, state = roll_back(hooks.parts, hooks.store, stages.state_at, bad)
+        elif hooks.parts.plan is parts.plan:
+            return state
 
 
 def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
@@ -135,11 +134,16 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
 
 
-def make_reporter(parts: Parts, start: int, console: Console, phases: Phases) -> Reporter:
+def make_reporter(hooks: RunHooks, start: int) -> Reporter:
     """Where the numbers go: only the first process writes and shows them."""
+    parts, phases = hooks.parts, hooks.phases
     throughput = Throughput(flops_per_token(parts.model, parts.plan.seq_len))
+
+    def bytes_per_token(step: int) -> float:
+        return hooks.parts.bytes_per_token_at(step)  # of the plan as it is by then
+
     if not is_first():
-        return Reporter(None, None, throughput, parts.bytes_per_token, phases)
+        return Reporter(None, None, throughput, bytes_per_token, phases)
     writer = MetricsWriter(parts.folder / "metrics.jsonl", start)
-    live = LiveLine(parts.train.steps, start, console)
-    return Reporter(writer, live, throughput, parts.bytes_per_token, phases)
+    live = LiveLine(parts.train.steps, start, hooks.console)
+    return Reporter(writer, live, throughput, bytes_per_token, phases)

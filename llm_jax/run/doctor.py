@@ -64,7 +64,7 @@ def facts_of(config: PretrainConfig | None) -> dict[str, Any]:
 def config_facts(config: PretrainConfig) -> dict[str, Any]:
     """Of the run that is about to start. Raises UserError when it could not."""
     parts = parts_of(config)
-    record = record_of(parts)
+    record = record_of(parts, 0)
     mesh = make_mesh(config.mesh)
     state = abstract_state(parts.model, optimizer_of(parts), mesh)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

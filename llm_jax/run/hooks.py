@@ -3,7 +3,7 @@
 import collections
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
@@ -16,9 +16,10 @@ from llm_jax.errors import TrainingError
 from llm_jax.eval.perplexity import BrokenOffError, Evaluator
 from llm_jax.generate import generate
 from llm_jax.run.continuation import BASE_ROW
-from llm_jax.run.parts import Parts
+from llm_jax.run.parts import Parts, plan_of
 from llm_jax.run.provenance import record_of
-from llm_jax.train import Phases, TrainState, forgotten
+from llm_jax.run.rebalance import decide, what_next
+from llm_jax.train import Phases, TrainState, beyond, forgotten
 from llm_jax.train.stop import StopRequest
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def say(console: Console, text: str) -> None:
 
 REMEDY = (
     "begin a new run from it or from the base with a larger share of that source or a lower "
-    "optimizer.peak_lr, or raise --forgetting.max-increase and go on"
+    "optimizer.peak_lr, or raise --forgetting.max-increase or that share, by a phase of --data.phases, and go on"
 )
 
 
@@ -40,7 +41,23 @@ def reference(parts: Parts) -> Mapping[str, float]:
     return parts.continuation.get("bits_per_character", {}).get(BASE_ROW, {})
 
 
-@dataclass(frozen=True)
+def rebalanced(parts: Parts, metrics: Mapping[str, float], step: int) -> Parts:
+    """The run after an evaluation at `step`, with another plan where the guard adds a phase to it."""
+    found = beyond(parts.forgetting, reference(parts), metrics)
+    shares = parts.plan.shares_at(parts.rows_before(step))
+    guard = decide(parts.guard, parts.forgetting, shares, found, step)
+    if guard.phases == parts.guard.phases:
+        return replace(parts, guard=guard)
+    data = guard.applied(parts.plan.config)
+    return replace(
+        parts,
+        guard=guard,
+        plan=plan_of(data, parts.order, parts.train.steps),
+        resolved=replace(parts.resolved, data=data),
+    )
+
+
+@dataclass
 class RunHooks:
     """`train.loop.Hooks` of a run folder."""
 
@@ -67,14 +84,19 @@ class RunHooks:
         return {f"eval/{name}": value for name, value in result.metrics.items()}
 
     def is_worse(self, metrics: dict[str, float], step: int) -> bool:
-        """Whether the forgetting guard ends the run."""
-        told = forgotten(self.parts.forgetting, reference(self.parts), metrics)
-        if told:
+        """Whether the forgetting guard ends the run, or this part of it: it goes on with other rows."""
+        parts, then = self.parts, REMEDY
+        told = forgotten(parts.forgetting, reference(parts), metrics)
+        if parts.forgetting.action == "rebalance" and step < parts.train.steps and metrics:
+            self.parts = rebalanced(parts, metrics, step)
+            then = what_next(parts.guard, self.parts.guard) or REMEDY
+        ends = bool(told) and then == REMEDY
+        if ends:
             self.complaints.append(told)
         if told and is_first():
-            append_event(self.parts.folder, "forgetting", step=step, told=told)
-            say(self.console, f"step {step}  forgetting guard: {told}; {REMEDY}")
-        return bool(told)
+            append_event(parts.folder, "forgetting", step=step, told=told, then=then)
+            say(self.console, f"step {step}  forgetting guard: {told}; {then}")
+        return ends or self.parts.plan is not parts.plan
 
     def sample(self, params: Any, step: int) -> None:
         """Writes samples/<step>.txt. All processes generate the same; the first one writes."""
@@ -109,7 +131,7 @@ class RunHooks:
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
         """A checkpoint that describes itself."""
         parts = self.parts
-        self.store.save(step, state, record_of(parts), parts.tokenizer.files, metrics)
+        self.store.save(step, state, record_of(parts, step), parts.tokenizer.files, metrics)
         if is_first():
             append_event(parts.folder, "ledger", step=step, seconds=self.phases.totals())
 

@@ -18,7 +18,9 @@ from llm_jax.errors import CheckpointError, ConfigError, DataError
 from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_split
 from llm_jax.model import ModelConfig
 from llm_jax.run import cli, continuation, launch
-from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig
+from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig, plan_of
+from llm_jax.run.provenance import recorded_order
+from llm_jax.run.rebalance import check_share, recorded_guard
 from llm_jax.run.session import train_session
 from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
@@ -116,9 +118,13 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
     begun = beginning(config, tokenizer)
     config = begun.config
     check_vocabulary(config, prepared)
-    plan = DataPlan(config.data, prepared)
+    guard = recorded_guard(Path(config.run), from_step)
+    config = replace(config, data=guard.applied(config.data))
+    order = recorded_order(Path(config.run), from_step, config.step.batch_size)
+    plan = plan_of(config.data, order, config.train.steps, prepared)
     corpora = heldout_corpora(plan, prepared, tokenizer, config.eval)
     check_guard(config, corpora)
+    check_share(config.forgetting, plan)
     return Parts(
         folder=Path(config.run),
         take_over=take_over,
@@ -142,6 +148,8 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
         resize=config.resize,
         stages=config.stages,
         forgetting=config.forgetting,
+        guard=guard,
+        recorded_order=order,
     )
 
 
@@ -194,13 +202,10 @@ def check_guard(config: PretrainConfig, corpora: Mapping[str, Corpus]) -> None:
             )
 
 
-def bytes_per_token(plan: DataPlan, prepared: Prepared) -> float:
-    """UTF-8 bytes of text behind one target of the training mixture; BOS is no target, EOS is one."""
+def bytes_per_token(plan: DataPlan, prepared: Prepared) -> dict[str, float]:
+    """UTF-8 bytes of text behind one target, by source; BOS is no target, EOS is one."""
     train = {name: prepared.sources[name]["train"] for name in plan.source_names}
-    return sum(
-        share * train[name].num_bytes / max(train[name].num_pairs, 1)
-        for name, share in plan.shares.items()
-    )
+    return {name: split.num_bytes / max(split.num_pairs, 1) for name, split in train.items()}
 
 
 def heldout_corpora(

@@ -26,6 +26,7 @@ from llm_jax.checkpoint.run_folder import (
 from llm_jax.data.row_order import RowOrder
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.run.parts import Parts
+from llm_jax.run.phases import as_phase
 from llm_jax.sharding import make_mesh
 from llm_jax.tokenizer.base import digest
 from llm_jax.train.metrics import lost
@@ -65,7 +66,7 @@ def require_agreement(parts: Parts) -> None:
     """
     if jax.process_count() == 1:
         return
-    facts = {"record": record_of(parts), "versions": versions(), "code": code_digest()}
+    facts = {"record": record_of(parts, 0), "versions": versions(), "code": code_digest()}
     mine = np.uint32(int(digest(facts)[:8], 16))
     every = multihost_utils.process_allgather(mine)
     others = [str(index) for index, value in enumerate(every) if value != every[0]]
@@ -88,34 +89,36 @@ def code_digest() -> str:
     return digest({str(path.relative_to(root)): path.read_text("utf-8") for path in files})
 
 
-def record_of(parts: Parts) -> dict[str, Any]:
-    """What a checkpoint says about where it comes from."""
+def record_of(parts: Parts, step: int) -> dict[str, Any]:
+    """What a checkpoint of `step` says about where it comes from."""
     return {
         "config": config_files.to_dict(parts.resolved),
         "plan_digest": parts.plan.digest,
+        "rows_digest": parts.plan.digest_before(parts.rows_before(step)),
+        "mixture": parts.plan.mixture(),
         "tokenizer_fingerprint": parts.tokenizer.fingerprint,
         "mesh": dict(make_mesh(parts.mesh).shape),
         # of a checkpoint: its own order, not what a config asks for
         "rows": parts.order.to_record(),
         **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
+        **({"guard": parts.guard.to_record()} if parts.forgetting.sources else {}),
     }
 
 
-def order_after(parts: Parts, record: Mapping[str, Any]) -> RowOrder:
+def order_after(record: Mapping[str, Any], batch_size: int) -> RowOrder:
     """Which rows the steps after a checkpoint take: as before it, with today's batch size from there on."""
-    size = parts.step.batch_size
     sizes = ((0, record["config"]["step"]["batch_size"]),)
     before = RowOrder.from_record(record["rows"]) if "rows" in record else RowOrder(sizes=sizes)
-    return before.resized(record["step"], size)
+    return before.resized(record["step"], batch_size)
 
 
-def first_batch_size(parts: Parts) -> int:
-    """Rows of the run's first batch, which its learning rate was chosen for."""
-    for step in reversed(numbered_folders(parts.folder / CHECKPOINTS)):
+def recorded_order(run: Path, from_step: int, batch_size: int) -> RowOrder:
+    """Of the checkpoint that a run goes on from: `from_step`, or the newest readable one if negative."""
+    steps = numbered_folders(run / CHECKPOINTS)
+    for step in reversed([step for step in steps if from_step in (-1, step)]):
         with contextlib.suppress(CheckpointError):  # `resume` tells and steps over it
-            record = read_meta(parts.folder / CHECKPOINTS / str(step))
-            return order_after(parts, record).sizes[0][1]
-    return parts.step.batch_size
+            return order_after(read_meta(run / CHECKPOINTS / str(step)), batch_size)
+    return RowOrder(sizes=((0, batch_size),))
 
 
 def check_continues(parts: Parts, record: dict[str, Any]) -> None:
@@ -148,15 +151,21 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
                 f"{parts.folder}: {name} was {before!r} at step {step} and is {now!r} now; "
                 f"a run cannot change it: put it back, or choose another run folder with --run{how}"
             )
-    if record["plan_digest"] != parts.plan.digest:
+    if record["plan_digest"] == parts.plan.digest:
+        return
+    # another phase from here on leaves the rows that were seen as they are
+    if record.get("rows_digest") != parts.plan.digest_before(parts.rows_before(step)):
         data = ", ".join(
             f"{name} {before!r} -> {now!r}"
             for name, (before, now) in changed.items()
             if name.startswith("data.")
         )
+        if "rows_digest" not in record:
+            data = "an older version of this package planned its rows"
         raise CheckpointError(
             f"{parts.folder}: the data changed since step {step} ({data or 'the prepared shards differ'}), so rows "
-            "would be skipped or repeated; put it back, or choose another run folder with --run"
+            f"would be skipped or repeated; put it back{as_phase(parts, record, changed)}, or choose another run "
+            "folder with --run"
         )
 
 

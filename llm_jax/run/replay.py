@@ -10,7 +10,6 @@ Exit status 0 if all is equal, 2 if not. Writes nothing.
 import functools
 import json
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from llm_jax.checkpoint.fingerprint import fingerprints
 from llm_jax.checkpoint.reading import read_state
 from llm_jax.checkpoint.record import DamagedError, read_meta
 from llm_jax.checkpoint.run_folder import CHECKPOINTS, steps_in
-from llm_jax.data.row_order import RowOrder
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.run import cli, launch
 from llm_jax.run.course import Stages, make_stages, optimizer_of, placed_batches
@@ -62,7 +60,7 @@ def replay(parts: Parts, step: int) -> list[str]:
     with jax.set_mesh(mesh):
         stages = make_stages(parts, mesh, optimizer_of(parts))
         state, record = checkpoint_before(parts, step, stages)
-        order = recorded_order(parts)
+        order = parts.order  # of the newest record, which knows of batches that were left out later
         if order.size(step - 1) != parts.step.batch_size:
             raise ConfigError(
                 f"--step={step} had a batch of {order.size(step - 1)} rows; replay it with "
@@ -104,12 +102,6 @@ def checkpoint_before(parts: Parts, step: int, stages: Stages) -> tuple[TrainSta
     )
 
 
-def recorded_order(parts: Parts) -> RowOrder:
-    """Which rows the steps took, by the newest record: it knows of batches that were left out later."""
-    record = read_meta(parts.folder / CHECKPOINTS / str(steps_in(parts.folder / CHECKPOINTS)[-1]))
-    return RowOrder.from_record(record["rows"]) if "rows" in record else parts.order
-
-
 def _again(
     parts: Parts, stages: Stages, state: TrainState, step: int, same_mesh: bool, mesh: Any
 ) -> tuple[TrainState, list[str]]:
@@ -118,9 +110,7 @@ def _again(
     again = functools.partial(enter, model=parts.model, optimizer=optimizer_of(parts), mesh=mesh)
     one_step = staged_step(stages.plan, stages.steps, begin, again)
     problems, compared = [], 0
-    with closing(
-        placed_batches(replace(parts, recorded_order=recorded_order(parts)), mesh, begin)
-    ) as feed:
+    with closing(placed_batches(parts, mesh, begin)) as feed:
         for number, batch in zip(range(begin + 1, step + 1), feed, strict=False):
             state, metrics = one_step(state, batch)
             row = logged.get(number)

@@ -6,19 +6,39 @@ takes the same rows. Killed before the next save it meets the same steps again a
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from llm_jax.checkpoint.processes import is_first
 from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.checkpoint.store import Store
+from llm_jax.data.row_order import RowOrder
 from llm_jax.errors import TrainingError
-from llm_jax.run.parts import Parts
+from llm_jax.run.parts import Parts, plan_of
 from llm_jax.run.provenance import order_after
+from llm_jax.run.rebalance import Guard
 from llm_jax.train import BadStepsError, TrainState
 from llm_jax.train.metrics import lost
 
 log = logging.getLogger(__name__)
+
+
+def as_recorded(parts: Parts, record: Mapping[str, Any]) -> Parts:
+    """The run as a checkpoint left it: which rows come next, and what the forgetting guard had done.
+
+    Phases that the guard added after it come again.
+    """
+    guard = replace(Guard.of_record(record), phases=parts.guard.phases)
+    return _ordered(replace(parts, guard=guard), order_after(record, parts.step.batch_size))
+
+
+def _ordered(parts: Parts, order: RowOrder) -> Parts:
+    """The run with this order of rows, and phases that begin where its steps then come to."""
+    if order == parts.order:
+        return parts
+    plan = plan_of(parts.plan.config, order, parts.train.steps)
+    return replace(parts, recorded_order=order, plan=plan)
 
 
 def roll_back(
@@ -56,5 +76,5 @@ def roll_back(
             lost_steps=steps,
             lost_seconds=round(seconds, 3),
         )
-    sizes = order_after(parts, record).sizes
-    return replace(parts, recorded_order=replace(order, sizes=sizes)), state
+    parts = as_recorded(parts, record)
+    return _ordered(parts, replace(order, sizes=parts.order.sizes)), state

@@ -31,13 +31,15 @@ from llm_jax.run.continuation import begin
 from llm_jax.run.course import make_stages, optimizer_of, train_on, watchdog
 from llm_jax.run.hooks import REMEDY, RunHooks, reference, say
 from llm_jax.run.parts import Parts
+from llm_jax.run.phases import mixture_lines, record_phases
 from llm_jax.run.provenance import (
     check_continues,
-    order_after,
     require_agreement,
     require_run_folder,
     write_provenance,
 )
+from llm_jax.run.rebalance import Guard
+from llm_jax.run.roll_back import as_recorded
 from llm_jax.sharding import make_mesh
 from llm_jax.train import (
     Phases,
@@ -76,7 +78,7 @@ def train_session(parts: Parts, console: Console) -> TrainState:
         begun = None
         if store.steps():
             state, record = resume(parts, store, stages.state_at)
-            parts = replace(parts, recorded_order=order_after(parts, record))
+            parts = as_recorded(parts, record)
         elif parts.base:
             begun = begin(parts, mesh)
             parts = replace(parts, continuation=begun.facts)
@@ -136,6 +138,8 @@ def resume(
         break
     state, record = store.restore(abstract, parts.from_step)
     changes = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
+    if is_first():
+        record_phases(parts, record)
     if is_first() and changes:
         append_event(parts.folder, "config changed", step=record["step"], changes=changes)
         told = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())
@@ -144,13 +148,15 @@ def resume(
 
 
 def check_remembers(parts: Parts, record: dict[str, Any]) -> None:
-    """Refuses to go on where the forgetting guard ended the run, under the same bound.
+    """Refuses to go on where the forgetting guard ended the run, with the same bound and mixture.
 
     Raises:
       ConfigError: the checkpoint's evaluation exceeds it.
     """
     told = forgotten(parts.forgetting, reference(parts), record["metrics"])
-    if told and record["step"] < parts.train.steps:
+    same = record["plan_digest"] == parts.plan.digest
+    goes_on = parts.forgetting.action == "rebalance" and not Guard.of_record(record).ended
+    if told and same and not goes_on and record["step"] < parts.train.steps:
         raise ConfigError(f"{parts.folder}: at step {record['step']} {told}; {REMEDY}")
 
 
@@ -161,17 +167,13 @@ def summary(parts: Parts, mesh: Mesh, start: int) -> str:
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     with jax.set_mesh(mesh):
         attention, reason = attention_choice(model, step.batch_size, parts.plan.seq_len)
-    epochs = parts.plan.epochs_at(parts.train.steps * step.batch_size)
-    shares = ", ".join(
-        f"{name} {share:.1%} ({epochs[name]:.1f} epochs)"
-        for name, share in parts.plan.shares.items()
-    )
     return "\n".join(
         [
             f"model      {count_params(model):,} parameters, {model.num_layers} layers, position {model.position}, {model.dtype}",
             f"mesh       {shape} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es)",
             f"attention  {attention}: {reason}",
-            f"data       {shares}; {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",
+            f"data       {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",
+            *mixture_lines(parts),
             f"run        {parts.folder}, from step {start} to {parts.train.steps}",
         ]
     )

@@ -4,7 +4,7 @@ Read `step.py` first. `loop.run` is handed its batches and hooks by the commands
 pretraining and instruction tuning share one loop.
 """
 
-from llm_jax.train.forgetting import ForgettingConfig, forgotten
+from llm_jax.train.forgetting import ForgettingConfig, beyond, forgotten
 from llm_jax.train.guard import watch
 from llm_jax.train.loop import BadStepsError, Reporter, TrainConfig, run
 from llm_jax.train.optimizer import OptimizerConfig, follow_batch, make_optimizer, make_schedule
@@ -34,6 +34,7 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "abstract_state",
+    "beyond",
     "compile_step",
     "enter",
     "follow_batch",
