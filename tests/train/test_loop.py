@@ -204,7 +204,7 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_with_good_parameters_saved(
         f"{last - 2} steps in a row (steps 3 to {last}; batch of step {last}: mix of {last})"
         in message
     )
-    assert f"saved as step {last}" in message
+    assert f"saved as step {step}" in message
     assert step == last
     assert [row["step"] for row in rows(tmp_path)] == list(range(3, last + 1)), "none is lost"
 
