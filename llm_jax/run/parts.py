@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.checkpoint.store import CheckpointConfig
-from llm_jax.data.mixture import DataPlan
+from llm_jax.data.mixture import DataConfig, DataPlan
+from llm_jax.data.row_order import RowOrder
+from llm_jax.data.shards import Prepared
 from llm_jax.errors import ConfigError
 from llm_jax.eval.windows import Corpus, EvalConfig
 from llm_jax.generate import SamplingConfig
@@ -60,6 +62,15 @@ class Base:
     tokenizer: Tokenizer
 
 
+def plan_of(
+    data: DataConfig, order: RowOrder, steps: int, prepared: Prepared | None = None
+) -> DataPlan:
+    """The rows of a run whose phases begin at the rows that its steps really come to."""
+    # what is shared out over the run is counted as it was at its start: left out batches do not change it
+    budget = (data.budget_steps or steps) * order.sizes[0][1]
+    return DataPlan(data, prepared, rows_before=order.rows_before, budget_rows=budget)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a session needs, whatever kind of training it is."""
@@ -85,14 +96,22 @@ class Parts:
     )
     first_new_row: int = 0  # rows of the vocabulary from here on are new; 0: none are
     continuation: Mapping[str, Any] = field(default_factory=dict)  # `continuation.Begun.facts`
+    # which rows the steps take; None: of a run that begins
+    recorded_order: RowOrder | None = None
     resize: ResizeConfig = ResizeConfig()
     stages: StageConfig = StageConfig()
     forgetting: ForgettingConfig = ForgettingConfig()
+
+    @property
+    def order(self) -> RowOrder:
+        """Which rows of the plan the steps take."""
+        return self.recorded_order or RowOrder(sizes=((0, self.step.batch_size),))
+
     guard: Guard = Guard()  # what the forgetting guard has done so far
 
     def rows_before(self, step: int) -> int:
         """Rows of the plan that the first `step` updates use."""
-        return step * self.step.batch_size
+        return self.order.rows_before(step)
 
     def bytes_per_token_at(self, step: int) -> float:
         """UTF-8 bytes behind one target of the mixture that update number `step` is drawn from."""
