@@ -78,15 +78,15 @@ def drawn(rng: random.Random, language: str, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_nearest_is_that_of_computing_every_pair_ties_too(language, seed):
-    texts = drawn(random.Random(seed), language, 150)
+    texts = drawn(random.Random(seed), language, 110)
     pool = Pool(language)
     for number, text in enumerate(texts):
         if number:
             assert pool.nearest(text) == plain_nearest(text, texts[:number], language)
         pool.add(text)
-    assert len(pool) == 150
+    assert len(pool) == 110
 
 
 def test_an_empty_pool_has_no_nearest():

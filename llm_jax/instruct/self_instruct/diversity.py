@@ -35,7 +35,15 @@ VERBS_LONGEST_FIRST = sorted(CHINESE_VERBS, key=len, reverse=True)
 def verb_and_object(instruction: str) -> tuple[str, str]:
     """Verb and object of an English instruction; a question word is a verb, "" stands for none."""
     words = re.findall(r"[a-z]+(?:['-][a-z]+)*|[.,;:?!()\"“”]", instruction.lower())
-    verb = next((n for n, word in enumerate(words) if word in ENGLISH_VERBS), None)
+    verb = next(
+        (
+            n
+            for n, word in enumerate(words)
+            # "a list" is no verb
+            if word in ENGLISH_VERBS and not (n and words[n - 1] in DETERMINERS)
+        ),
+        None,
+    )
     if words and words[0] in ENGLISH_QUESTIONS and (verb is None or verb > 0):
         asked = [n for n, w in enumerate(words) if w in ("what", "how", "why", "who", "which")]
         if verb is None or (asked and asked[0] < verb):
