@@ -64,10 +64,8 @@ def answer(prompt: str) -> str:
     language = "en" if prompt.isascii() or "Task:" in prompt or "numbered list" in prompt else "zh"
     w = WORDINGS[language]
     if prompt.startswith(w.instructions):
-        rows = [
-            FLAWED[language][rng.randrange(5)] if n == 3 else _instruction(rng, language)
-            for n in range(8)
-        ]
+        rows = [_instruction(rng, language) for _ in range(8)]
+        rows[3], rows[6] = rng.sample(FLAWED[language], 2)
         return " " + "\n".join(row if not n else f"{n + 9}. {row}" for n, row in enumerate(rows))
     instruction = prompt.rpartition(w.task)[2].strip().split("\n")[0].strip()
     if prompt.startswith(w.classify):
@@ -121,7 +119,7 @@ class Stub:
 class _Handler(BaseHTTPRequestHandler):
     stub: Stub
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         """Says nothing."""
 
     def do_POST(self) -> None:

@@ -81,8 +81,7 @@ def test_no_more_requests_are_under_way_than_allowed(stub):
 )
 def test_what_may_pass_is_tried_again(stub, fault):
     stub.fault = lambda key, attempt: fault if attempt < 3 else ""
-    settings = {"timeout_seconds": 0.3} if fault == "hang" else {}
-    (answer,) = ask(stub, **settings)
+    (answer,) = ask(stub, timeout_seconds=0.3 if fault == "hang" else 30.0)
     assert answer.text == "echo of p0"
     assert stub.tries.total() == 3
 

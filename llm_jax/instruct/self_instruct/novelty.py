@@ -39,7 +39,7 @@ class Nearest(NamedTuple):
     """The text of a pool that is most like another one."""
 
     score: float  # ROUGE-L, 0 to 1; 0 for an empty pool
-    index: int  # the first with that score, in the order of adding; -1 for an empty pool
+    row: int  # the first with that score, in the order of adding; -1 for an empty pool
 
 
 def tokens(text: str, language: str) -> list[str]:
