@@ -23,6 +23,7 @@ from tests.instruct.stub_endpoint import serving
 def no_pauses(monkeypatch):
     monkeypatch.setattr(endpoint, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setenv("TEST_KEY", "sk-secret-123")
+    monkeypatch.setenv("no_proxy", "*")
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_instructions_are_read_from(case):
 @pytest.mark.parametrize(
     ("text", "kind"),
     [(" Yes.", True), ("no", False), ("**No**, because", False), ("是", True), ("：否。", False),
-     ("不是", False), ("Nothing", None), ("maybe", None), ("", None), ("yesterday", None)],
+     ("不是", False), ("是否分类", None), ("Nothing", None), ("maybe", None), ("", None), ("yesterday", None)],
 )  # fmt: skip
 def test_a_class_is_read_from(text, kind):
     assert parse.is_classification(text) is kind

@@ -38,6 +38,7 @@ def stub():
 @pytest.fixture(autouse=True)
 def clean_slate(stub, monkeypatch):
     monkeypatch.setattr(endpoint, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setenv("no_proxy", "*")
     stub.delay, stub.fault = 0.0, lambda key, attempt: ""
     stub.tries.clear()
     stub.answered.clear()
@@ -199,6 +200,7 @@ def kill_and_resume(stub, folder: Path, straight: Path, moments: list[int]) -> N
     assert contents(folder) == contents(straight)
     assert sorted(logged(folder)) == sorted(logged(straight))
     assert len(set(logged(folder))) == len(logged(folder))
+    assert set(os.listdir(folder)) == set(os.listdir(straight))
     report = [json.loads((f / "report.json").read_text("utf-8")) for f in (folder, straight)]
     assert report[0]["languages"] == report[1]["languages"]
 

@@ -10,8 +10,9 @@ from llm_jax.instruct.self_instruct.tasks import Instance
 ITEM = re.compile(
     r"(?mi)^[ \t>*#]*(?:(?:task|任务)?[ \t]*\d{1,3}[.:)、．：）](?!\d)|[-•](?=\s))[*]*"
 )
-YES = re.compile(r"(?i)^\W*(yes|是)(?![a-z])")
+YES = re.compile(r"(?i)^\W*(yes|是)(?![a-z否])")
 NO = re.compile(r"(?i)^\W*(no|not|否|不是)(?![a-z])")
+# how models write that there is no input
 NOTHING = {
     "",
     "none",

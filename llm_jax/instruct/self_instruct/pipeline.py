@@ -133,8 +133,7 @@ class _Round:
         kept = []
         for answer in self._ask(asked):
             found, cut_off = parse.instructions(answer.text, answer.finished)
-            found = found[: config.instructions_per_request]
-            for number, text in enumerate(found):
+            for number, text in enumerate(found[: config.instructions_per_request]):
                 last = cut_off and number == len(found) - 1
                 candidate = self._judge(text, answer.key, cut_off=last)
                 if candidate:
