@@ -54,6 +54,7 @@ INPUT_FIRST = {
     "the next task": (" 1\nOutput: 2\nTask: more\nInput: 5\nOutput: 6", [("1", "2")]),
     "no output": (" 1\n", [("1", None)]),
     "outputs alone": ("Output: 2\nOutput: 3", [("", "2"), ("", "3")]),
+    "markers of both languages": (" 1\n输出： 2\n示例 2\n输入：3\nOUTPUT: 4", [("1", "2"), ("3", "4")]),
     "nothing": ("  \n", []),
 }  # fmt: skip
 
@@ -61,14 +62,14 @@ INPUT_FIRST = {
 @pytest.mark.parametrize("case", INPUT_FIRST)
 def test_instances_are_read_from(case):
     text, expected = INPUT_FIRST[case]
-    assert parse.drafts(text, "en", False, "stop").found == [Draft(*pair) for pair in expected]
+    assert parse.drafts(text, False, "stop").found == [Draft(*pair) for pair in expected]
 
 
 def test_labels_come_before_their_inputs_in_classification_in_both_languages():
     text = " 好评\n输入：很甜\n标签：差评\n输入: 太酸，\n不买了\n标签：中评"
-    found = parse.drafts(text, "zh", True, "stop").found
+    found = parse.drafts(text, True, "stop").found
     assert found == [Draft("很甜", "好评"), Draft("太酸，\n不买了", "差评"), Draft(None, "中评")]
-    english = parse.drafts(" good\nInput: sweet\nLabel: bad\nInput: sour", "en", True, "stop").found
+    english = parse.drafts(" good\nInput: sweet\nLabel: bad\nInput: sour", True, "stop").found
     assert english == [Draft("sweet", "good"), Draft("sour", "bad")]
 
 

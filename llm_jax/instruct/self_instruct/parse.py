@@ -12,6 +12,17 @@ ITEM = re.compile(
 )
 YES = re.compile(r"(?i)^\W*(yes|是)(?![a-z否])")
 NO = re.compile(r"(?i)^\W*(no|not|否|不是)(?![a-z])")
+# of both languages: some models answer Chinese with English markers
+ROLES = {
+    getattr(wording, role).rstrip(":：").lower(): role
+    for wording in WORDINGS.values()
+    for role in ("input", "output", "label", "task")
+}
+EXAMPLES = "|".join(wording.example for wording in WORDINGS.values())
+# at the start of a line, with a colon of either width, bold or not; or the line that numbers an example
+MARKER = re.compile(
+    rf"(?mi)^[ \t*#]*(?:({'|'.join(ROLES)})[ \t*]*[:：][ \t*]*|(?:{EXAMPLES})[ \t]*\d*[ \t*]*(?:[:：][ \t*]*|$))"
+)
 # how models write that there is no input
 NOTHING = {
     "",
@@ -55,26 +66,22 @@ class Draft(NamedTuple):
     output: str | None
 
 
-def drafts(text: str, language: str, label_first: bool, finished: str) -> Parsed:
+def drafts(text: str, label_first: bool, finished: str) -> Parsed:
     """The instances in an answer. It goes on after the marker that ends the prompt."""
-    w = WORDINGS[language]
-    first, second = (w.label, w.input) if label_first else (w.input, w.output)
-    # a colon of either width, bold or not: chat models write both
-    names = {marker.rstrip(":："): marker for marker in (w.input, w.output, w.label, w.task)}
-    pattern = rf"(?mi)^[ \t*#]*({'|'.join(names)}|{w.example}[ \t]*\d*)[ \t*]*[:：][ \t*]*|^[ \t*#]*{w.example}[ \t]*\d+[ \t*]*$"
-    parts = re.split(pattern, text)
+    first, second = ("label", "input") if label_first else ("input", "output")
+    parts = MARKER.split(text)
     # before the first marker stands what belongs to the prompt's last one
     fields = [(first, parts[0])] if parts[0].strip() else []
     for name, content in zip(parts[1::2], parts[2::2], strict=True):
-        marker = names.get((name or "").capitalize(), names.get(name or "", ""))
-        if marker == w.task:
+        role = ROLES.get((name or "").lower(), "")  # none: the line that numbers an example
+        if role == "task":
             break
-        if marker in (first, second):
-            fields.append((marker, content))
+        if role in (first, second):
+            fields.append((role, content))
     found: list[Draft] = []
-    for marker, content in fields:
+    for role, content in fields:
         content = content.strip()
-        if marker == first:
+        if role == first:
             found.append(Draft(None, content) if label_first else Draft(content, None))
         elif found and (found[-1].input if label_first else found[-1].output) is None:
             last = found[-1]

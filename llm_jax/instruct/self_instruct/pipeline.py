@@ -205,7 +205,7 @@ class _Round:
     def _finish(self, candidate: Candidate, kind: bool, answer: Answer) -> None:
         """A task, if an instance is left."""
         progress, filters = self._progress, self._config.filters
-        found, cut_off = parse.drafts(answer.text, progress.language, kind, answer.finished)
+        found, cut_off = parse.drafts(answer.text, kind, answer.finished)
         kept, rejected = judge_drafts(
             found, cut_off, candidate.text, progress.language, filters, kind
         )
