@@ -11,6 +11,7 @@ from llm_jax.errors import ConfigError
 from llm_jax.eval.windows import Corpus, EvalConfig
 from llm_jax.generate import SamplingConfig
 from llm_jax.model import ModelConfig
+from llm_jax.run.rebalance import Guard
 from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import (
@@ -75,7 +76,7 @@ class Parts:
     samples: SampleConfig
     resolved: Any  # the whole config dataclass, saved as config.json and in every checkpoint
     plan: DataPlan
-    bytes_per_token: float  # of the training mixture, for bits per byte on the live line
+    bytes_per_token: Mapping[str, float]  # by source, for bits per byte on the live line
     tokenizer: Tokenizer
     corpora: Mapping[str, Corpus]  # held-out documents by source
     eval: EvalConfig
@@ -87,3 +88,13 @@ class Parts:
     resize: ResizeConfig = ResizeConfig()
     stages: StageConfig = StageConfig()
     forgetting: ForgettingConfig = ForgettingConfig()
+    guard: Guard = Guard()  # what the forgetting guard has done so far
+
+    def rows_before(self, step: int) -> int:
+        """Rows of the plan that the first `step` updates use."""
+        return step * self.step.batch_size
+
+    def bytes_per_token_at(self, step: int) -> float:
+        """UTF-8 bytes behind one target of the mixture that update number `step` is drawn from."""
+        shares = self.plan.shares_at(self.rows_before(step - 1))
+        return sum(share * self.bytes_per_token[name] for name, share in shares.items())

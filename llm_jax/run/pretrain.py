@@ -23,6 +23,7 @@ from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_split
 from llm_jax.model import ModelConfig
 from llm_jax.run import cli, continuation
 from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig
+from llm_jax.run.rebalance import check_share, recorded_guard
 from llm_jax.run.session import train_session
 from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
@@ -117,9 +118,13 @@ def pretrain(
     begun = beginning(config, tokenizer)
     config = begun.config
     check_vocabulary(config, prepared)
-    plan = DataPlan(config.data, prepared)
+    guard = recorded_guard(Path(config.run), from_step)
+    config = replace(config, data=guard.applied(config.data))
+    size, steps = config.step.batch_size, config.train.steps
+    plan = DataPlan(config.data, prepared, rows_before=lambda step: step * size, steps=steps)
     corpora = heldout_corpora(plan, prepared, tokenizer, config.eval)
     check_guard(config, corpora)
+    check_share(config.forgetting, plan)
     parts = Parts(
         folder=Path(config.run),
         take_over=take_over,
@@ -143,6 +148,7 @@ def pretrain(
         resize=config.resize,
         stages=config.stages,
         forgetting=config.forgetting,
+        guard=guard,
     )
     return train_session(parts, console)
 
@@ -196,13 +202,10 @@ def check_guard(config: PretrainConfig, corpora: Mapping[str, Corpus]) -> None:
             )
 
 
-def bytes_per_token(plan: DataPlan, prepared: Prepared) -> float:
-    """UTF-8 bytes of text behind one target of the training mixture; BOS is no target, EOS is one."""
+def bytes_per_token(plan: DataPlan, prepared: Prepared) -> dict[str, float]:
+    """UTF-8 bytes of text behind one target, by source; BOS is no target, EOS is one."""
     train = {name: prepared.sources[name]["train"] for name in plan.source_names}
-    return sum(
-        share * train[name].num_bytes / max(train[name].num_pairs, 1)
-        for name, share in plan.shares.items()
-    )
+    return {name: split.num_bytes / max(split.num_pairs, 1) for name, split in train.items()}
 
 
 def heldout_corpora(

@@ -16,6 +16,7 @@ from llm_jax import config as config_files
 from llm_jax.checkpoint.run_folder import append_event, write_json_atomic
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.run.parts import Parts
+from llm_jax.run.phases import as_phase
 from llm_jax.sharding import make_mesh
 from llm_jax.tokenizer.base import digest
 
@@ -54,7 +55,7 @@ def require_agreement(parts: Parts) -> None:
     """
     if jax.process_count() == 1:
         return
-    facts = {"record": record_of(parts), "versions": {name: version(name) for name in VERSIONED}}
+    facts = {"record": record_of(parts, 0), "versions": {name: version(name) for name in VERSIONED}}
     mine = np.uint32(int(digest(facts)[:8], 16))
     every = multihost_utils.process_allgather(mine)
     others = [str(index) for index, value in enumerate(every) if value != every[0]]
@@ -65,14 +66,17 @@ def require_agreement(parts: Parts) -> None:
         )
 
 
-def record_of(parts: Parts) -> dict[str, Any]:
-    """What a checkpoint says about where it comes from."""
+def record_of(parts: Parts, step: int) -> dict[str, Any]:
+    """What a checkpoint of `step` says about where it comes from."""
     return {
         "config": config_files.to_dict(parts.resolved),
         "plan_digest": parts.plan.digest,
+        "rows_digest": parts.plan.digest_before(parts.rows_before(step)),
+        "mixture": parts.plan.mixture(),
         "tokenizer_fingerprint": parts.tokenizer.fingerprint,
         "mesh": dict(make_mesh(parts.mesh).shape),
         **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
+        **({"guard": parts.guard.to_record()} if parts.forgetting.sources else {}),
     }
 
 
@@ -99,15 +103,21 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
                 f"{parts.folder}: {name} was {before!r} at step {step} and is {now!r} now; "
                 "a run cannot change it: put it back, or choose another run folder with --run"
             )
-    if record["plan_digest"] != parts.plan.digest:
+    if record["plan_digest"] == parts.plan.digest:
+        return
+    # another phase from here on leaves the rows that were seen as they are
+    if record.get("rows_digest") != parts.plan.digest_before(parts.rows_before(step)):
         data = ", ".join(
             f"{name} {before!r} -> {now!r}"
             for name, (before, now) in changed.items()
             if name.startswith("data.")
         )
+        if "rows_digest" not in record:
+            data = "an older version of this package planned its rows"
         raise CheckpointError(
             f"{parts.folder}: the data changed since step {step} ({data or 'the prepared shards differ'}), so rows "
-            "would be skipped or repeated; put it back, or choose another run folder with --run"
+            f"would be skipped or repeated; put it back{as_phase(parts, record, changed)}, or choose another run "
+            "folder with --run"
         )
 
 

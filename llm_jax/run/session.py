@@ -26,6 +26,7 @@ from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.checkpoint.store import Store
 from llm_jax.data.batch import Batch, check_batch
 from llm_jax.data.loader import batches
+from llm_jax.data.mixture import DataPlan
 from llm_jax.errors import ConfigError
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.generate import generate
@@ -33,6 +34,7 @@ from llm_jax.generate.decode import check_lengths, encode_prompt
 from llm_jax.model import attention_choice, count_params, flops_per_token
 from llm_jax.run.continuation import BASE_ROW, begin
 from llm_jax.run.parts import Parts
+from llm_jax.run.phases import mixture_lines, record_phases
 from llm_jax.run.provenance import (
     check_continues,
     record_of,
@@ -40,12 +42,14 @@ from llm_jax.run.provenance import (
     require_run_folder,
     write_provenance,
 )
+from llm_jax.run.rebalance import Guard, decide, what_next
 from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
 from llm_jax.train import (
     Reporter,
     Stage,
     TrainState,
     abstract_state,
+    beyond,
     compile_step,
     enter,
     forgotten,
@@ -84,7 +88,10 @@ def train_session(parts: Parts, console: Console) -> TrainState:
         stack.enter_context(jax.set_mesh(mesh))
         begun = None
         if store.steps():
-            state = resume(parts, store, stages.state_at)
+            state, record = resume(parts, store, stages.state_at)
+            # of the checkpoint that was read, with the phases of newer ones, which come again
+            guard = replace(Guard.of_record(record), phases=parts.guard.phases)
+            parts = replace(parts, guard=guard)
         elif parts.base:
             begun = begin(parts, mesh)
             parts = replace(parts, continuation=begun.facts)
@@ -101,13 +108,11 @@ def train_session(parts: Parts, console: Console) -> TrainState:
                 say(console, begun.table or "start      not measured: there is no held-out text")
         hooks = RunHooks(parts, store, stop, evaluator, console)
         if start < steps:
-            feed = stack.enter_context(contextlib.closing(placed_batches(parts, mesh, start)))
-            reporter = stack.enter_context(contextlib.closing(make_reporter(parts, start, console)))
+            reporter = stack.enter_context(contextlib.closing(make_reporter(hooks, start, console)))
             if begun:
                 reporter.evaluation(0, begun.metrics)
             again = partial(enter, model=parts.model, optimizer=optimizer, mesh=mesh)
-            step = staged_step(stages.plan, stages.steps, start, again)
-            state = run(state, step, feed, parts.train, hooks, reporter)
+            state = train_on(hooks, state, stages, mesh, again, reporter)
     if is_first():
         done = int(state.step)
         append_event(parts.folder, "end" if done >= steps else "stop", step=done, steps=steps)
@@ -117,6 +122,24 @@ def train_session(parts: Parts, console: Console) -> TrainState:
             remedy = "" if hooks.complaints else "; the same command goes on"
             say(console, f"stopped at step {done} of {steps}, saved{remedy}")
     return state
+
+
+def train_on(
+    hooks: "RunHooks",
+    state: TrainState,
+    stages: "Stages",
+    mesh: Mesh,
+    again: Callable[..., TrainState],
+    reporter: Reporter,
+) -> TrainState:
+    """Trains to the end, or until asked to stop; with other rows whenever the guard adds a phase."""
+    while True:
+        parts, start = hooks.parts, int(state.step)
+        step = staged_step(stages.plan, stages.steps, start, again)
+        with contextlib.closing(placed_batches(parts, mesh, start)) as feed:
+            state = run(state, step, feed, parts.train, hooks, reporter)
+        if hooks.parts.plan is parts.plan:
+            return state
 
 
 class Stages(NamedTuple):
@@ -161,8 +184,10 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def resume(parts: Parts, store: Store, abstract: Callable[[int], TrainState]) -> TrainState:
-    """The state of the newest good checkpoint, after a look at whether it is of the same run.
+def resume(
+    parts: Parts, store: Store, abstract: Callable[[int], TrainState]
+) -> tuple[TrainState, dict[str, Any]]:
+    """State and record of the newest good checkpoint, after a look at whether it is of the same run.
 
     Raises:
       CheckpointError: it is not, and nothing was touched; or no checkpoint is good.
@@ -181,16 +206,18 @@ def resume(parts: Parts, store: Store, abstract: Callable[[int], TrainState]) ->
         break
     state, record = store.restore(abstract, parts.from_step)
     changes = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
+    if is_first():
+        record_phases(parts, record)
     if is_first() and changes:
         append_event(parts.folder, "config changed", step=record["step"], changes=changes)
         told = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in changes.items())
         log.warning("settings changed since step %d: %s", record["step"], told)
-    return state
+    return state, record
 
 
 REMEDY = (
     "begin a new run from it or from the base with a larger share of that source or a lower "
-    "optimizer.peak_lr, or raise --forgetting.max-increase and go on"
+    "optimizer.peak_lr, or raise --forgetting.max-increase or that share, by a phase of --data.phases, and go on"
 )
 
 
@@ -200,17 +227,35 @@ def reference(parts: Parts) -> Mapping[str, float]:
 
 
 def check_remembers(parts: Parts, record: dict[str, Any]) -> None:
-    """Refuses to go on where the forgetting guard ended the run, under the same bound.
+    """Refuses to go on where the forgetting guard ended the run, with the same bound and mixture.
 
     Raises:
       ConfigError: the checkpoint's evaluation exceeds it.
     """
     told = forgotten(parts.forgetting, reference(parts), record["metrics"])
-    if told and record["step"] < parts.train.steps:
+    same = record["plan_digest"] == parts.plan.digest
+    goes_on = parts.forgetting.action == "rebalance" and not Guard.of_record(record).ended
+    if told and same and not goes_on and record["step"] < parts.train.steps:
         raise ConfigError(f"{parts.folder}: at step {record['step']} {told}; {REMEDY}")
 
 
-@dataclass(frozen=True)
+def rebalanced(parts: Parts, metrics: Mapping[str, float], step: int) -> Parts:
+    """The run after an evaluation at `step`, with another plan where the guard adds a phase to it."""
+    found = beyond(parts.forgetting, reference(parts), metrics)
+    shares = parts.plan.shares_at(parts.rows_before(step))
+    guard = decide(parts.guard, parts.forgetting, shares, found, step)
+    if guard.phases == parts.guard.phases:
+        return replace(parts, guard=guard)
+    data = guard.applied(parts.plan.config)
+    return replace(
+        parts,
+        guard=guard,
+        plan=DataPlan(data, rows_before=parts.rows_before, steps=parts.train.steps),
+        resolved=replace(parts.resolved, data=data),
+    )
+
+
+@dataclass
 class RunHooks:
     """`train.loop.Hooks` of a run folder."""
 
@@ -227,14 +272,19 @@ class RunHooks:
         return {f"eval/{name}": value for name, value in metrics.items()}
 
     def is_worse(self, metrics: dict[str, float], step: int) -> bool:
-        """Whether the forgetting guard ends the run."""
-        told = forgotten(self.parts.forgetting, reference(self.parts), metrics)
-        if told:
+        """Whether the forgetting guard ends the run, or this part of it: it goes on with other rows."""
+        parts, then = self.parts, REMEDY
+        told = forgotten(parts.forgetting, reference(parts), metrics)
+        if parts.forgetting.action == "rebalance" and step < parts.train.steps:
+            self.parts = rebalanced(parts, metrics, step)
+            then = what_next(parts.guard, self.parts.guard) or REMEDY
+        ends = bool(told) and then == REMEDY
+        if ends:
             self.complaints.append(told)
         if told and is_first():
-            append_event(self.parts.folder, "forgetting", step=step, told=told)
-            say(self.console, f"step {step}  forgetting guard: {told}; {REMEDY}")
-        return bool(told)
+            append_event(parts.folder, "forgetting", step=step, told=told, then=then)
+            say(self.console, f"step {step}  forgetting guard: {told}; {then}")
+        return ends or self.parts.plan is not parts.plan
 
     def sample(self, params: Any, step: int) -> None:
         """Writes samples/<step>.txt. All processes generate the same; the first one writes."""
@@ -258,7 +308,7 @@ class RunHooks:
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
         """A checkpoint that describes itself."""
         parts = self.parts
-        self.store.save(step, state, record_of(parts), parts.tokenizer.files, metrics)
+        self.store.save(step, state, record_of(parts, step), parts.tokenizer.files, metrics)
 
     def save_due(self, step: int) -> bool:
         """By `checkpoint.save_every_steps`."""
@@ -295,14 +345,19 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
 
 
-def make_reporter(parts: Parts, start: int, console: Console) -> Reporter:
+def make_reporter(hooks: RunHooks, start: int, console: Console) -> Reporter:
     """Where the numbers go: only the first process writes and shows them."""
+    parts = hooks.parts
     throughput = Throughput(flops_per_token(parts.model, parts.plan.seq_len))
+
+    def bytes_per_token(step: int) -> float:
+        return hooks.parts.bytes_per_token_at(step)  # of the plan as it is by then
+
     if not is_first():
-        return Reporter(None, None, throughput, parts.bytes_per_token)
+        return Reporter(None, None, throughput, bytes_per_token)
     writer = MetricsWriter(parts.folder / "metrics.jsonl", start)
     return Reporter(
-        writer, LiveLine(parts.train.steps, start, console), throughput, parts.bytes_per_token
+        writer, LiveLine(parts.train.steps, start, console), throughput, bytes_per_token
     )
 
 
@@ -313,17 +368,13 @@ def summary(parts: Parts, mesh: Mesh, start: int) -> str:
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     with jax.set_mesh(mesh):
         attention, reason = attention_choice(model, step.batch_size, parts.plan.seq_len)
-    epochs = parts.plan.epochs_at(parts.train.steps * step.batch_size)
-    shares = ", ".join(
-        f"{name} {share:.1%} ({epochs[name]:.1f} epochs)"
-        for name, share in parts.plan.shares.items()
-    )
     return "\n".join(
         [
             f"model      {count_params(model):,} parameters, {model.num_layers} layers, position {model.position}, {model.dtype}",
             f"mesh       {shape} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es)",
             f"attention  {attention}: {reason}",
-            f"data       {shares}; {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",
+            f"data       {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",
+            *mixture_lines(parts),
             f"run        {parts.folder}, from step {start} to {parts.train.steps}",
         ]
     )

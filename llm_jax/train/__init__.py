@@ -4,7 +4,7 @@ Read `step.py` first. `loop.run` is handed its batches and hooks by the commands
 pretraining and instruction tuning share one loop.
 """
 
-from llm_jax.train.forgetting import ForgettingConfig, forgotten
+from llm_jax.train.forgetting import ForgettingConfig, beyond, forgotten
 from llm_jax.train.loop import Reporter, TrainConfig, run
 from llm_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from llm_jax.train.resize import ResizeConfig
@@ -30,6 +30,7 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "abstract_state",
+    "beyond",
     "compile_step",
     "enter",
     "forgotten",

@@ -83,7 +83,8 @@ class Reporter:
     writer: MetricsWriter | None  # None on all processes but the first
     live: LiveLine | None
     throughput: Throughput
-    bytes_per_token: float  # of the training mixture: turns nats per token into bits per byte
+    # of the training mixture by the step, counted from 1: turns nats per token into bits per byte
+    bytes_per_token: Callable[[int], float]
 
     def close(self) -> None:
         """Ends the live line and closes the file."""
@@ -94,7 +95,7 @@ class Reporter:
 
     def step(self, row: dict[str, Any]) -> None:
         """Logs one training step."""
-        row["bits_per_byte"] = row["loss"] / math.log(2) / self.bytes_per_token
+        row["bits_per_byte"] = row["loss"] / math.log(2) / self.bytes_per_token(row["step"])
         row.update(self.throughput.rates())
         if self.writer:
             self.writer.write(row)

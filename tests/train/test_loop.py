@@ -93,7 +93,9 @@ def reporter(tmp_path):
     console = Console(file=io.StringIO(), width=200)
     live = LiveLine(10, 0, console)
     writer = MetricsWriter(tmp_path / "metrics.jsonl")
-    reporter = Reporter(writer, live, Throughput(flops_per_token=1.0), bytes_per_token=2.0)
+    reporter = Reporter(
+        writer, live, Throughput(flops_per_token=1.0), bytes_per_token=lambda step: 2.0
+    )
     yield reporter
     reporter.close()
 
@@ -222,7 +224,7 @@ def test_off_a_terminal_the_live_line_is_plain_lines(reporter):
 def test_on_a_terminal_the_live_line_is_one_bar(tmp_path):
     screen = io.StringIO()
     live = LiveLine(6, 0, Console(file=screen, width=200, force_terminal=True))
-    reporter = Reporter(None, live, Throughput(1.0), 2.0)
+    reporter = Reporter(None, live, Throughput(1.0), lambda step: 2.0)
     train(Diary(), reporter)
     reporter.close()
     assert "6/6" in screen.getvalue()
@@ -230,7 +232,7 @@ def test_on_a_terminal_the_live_line_is_one_bar(tmp_path):
 
 
 def test_a_process_that_does_not_report_trains_as_well(tmp_path):
-    reporter = Reporter(None, None, Throughput(1.0), 2.0)
+    reporter = Reporter(None, None, Throughput(1.0), lambda step: 2.0)
     assert int(train(Diary(), reporter).step) == 6
     reporter.close()
 
