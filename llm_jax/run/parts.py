@@ -22,6 +22,9 @@ from llm_jax.train import (
     TrainConfig,
 )
 
+# what the record of an imported model says for its export: its family in transformers, how it generates,
+# which ids end a text; every run that goes on from the model says it again
+ORIGIN = ("family", "hf")
 BEST_METRIC = "eval/bits_per_character"  # what `keep_best` compares, over all sources together
 
 
@@ -57,6 +60,7 @@ class Base:
     folder: str  # its checkpoint
     model: ModelConfig
     tokenizer: Tokenizer
+    origin: Mapping[str, Any] = field(default_factory=dict)  # see `ORIGIN`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ class Parts:
     )
     first_new_row: int = 0  # rows of the vocabulary from here on are new; 0: none are
     continuation: Mapping[str, Any] = field(default_factory=dict)  # `continuation.Begun.facts`
+    origin: Mapping[str, Any] = field(default_factory=dict)  # of the base, see `ORIGIN`
     resize: ResizeConfig = ResizeConfig()
     stages: StageConfig = StageConfig()
     forgetting: ForgettingConfig = ForgettingConfig()

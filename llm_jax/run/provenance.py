@@ -72,6 +72,7 @@ def record_of(parts: Parts) -> dict[str, Any]:
         "plan_digest": parts.plan.digest,
         "tokenizer_fingerprint": parts.tokenizer.fingerprint,
         "mesh": dict(make_mesh(parts.mesh).shape),
+        **parts.origin,
         **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
     }
 
