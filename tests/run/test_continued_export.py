@@ -9,11 +9,11 @@ import pytest
 from llm_jax.checkpoint import read_meta
 from llm_jax.run import cli, data, export, pretrain, tokenizer
 from tests.checkpoint import hf_folders
-from tests.run.conftest import english_documents, write_jsonl
+from tests.run.conftest import CONTINUE, english_documents, write_jsonl
 from tests.tiny_text import sentencepiece_bytes
 
 importing = importlib.import_module("llm_jax.run.import")  # `import` is no name in Python
-CONFIG = str(Path(__file__).with_name("tiny_continue.py"))
+
 # without a window it has the maths of Llama, which is what a guess from the config alone would say
 MISTRAL = {**hf_folders.LLAMA, "model_type": "mistral", "num_hidden_layers": 1}
 TEMPLATE = "{{ messages[0].content }}"
@@ -41,7 +41,7 @@ def exported(tmp_path_factory) -> tuple[Path, Path]:
         data.main, "prepare", "--source", f"en={text}", "--source", "zh=sample:zh",
         "--tokenizer", root / "tokenizer", "--output", root / "data", "--holdout-fraction", 0,
     )  # fmt: skip
-    words = [CONFIG, "--init-from", root / "base", "--data.prepared", root / "data"]
+    words = [CONTINUE, "--init-from", root / "base", "--data.prepared", root / "data"]
     words += ["--run", root / "run", "--forgetting.sources", "[]", "--resize.init", "mean"]
     words += ["--stages.new-rows-steps", 0, "--optimizer.warmup-steps", 0]
     for steps in (2, 3):  # the second one resumes
