@@ -4,6 +4,7 @@ import json
 import platform
 import socket
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ VERSIONED = (
     "numpy",
     "sentencepiece",
 )
+
+FIXED = ("step.batch_size", "stages.new_rows_steps", "stages.train")  # as the whole of the model is
 
 
 def require_run_folder(folder: Path) -> None:
@@ -80,6 +83,17 @@ def record_of(parts: Parts, step: int) -> dict[str, Any]:
     }
 
 
+def filled(recorded: dict[str, Any], resolved: Any, sections: Sequence[str]) -> dict[str, Any]:
+    """A recorded config with the defaults of settings that its sections did not have yet."""
+    full = dict(recorded)
+    for name in sections:
+        section = vars(resolved).get(name)
+        if section is not None:
+            loaded = config_files.from_dict(type(section), recorded.get(name, {}), name)
+            full[name] = config_files.to_dict(loaded)
+    return full
+
+
 def check_continues(parts: Parts, record: dict[str, Any]) -> None:
     """Refuses to resume what would silently be another run.
 
@@ -93,11 +107,12 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
             f"{record['tokenizer_fingerprint'][:12]}, the data has {parts.tokenizer.fingerprint[:12]}); "
             "prepare the data with the run's own tokenizer/, or start a new run"
         )
-    changed = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
+    recorded = filled(record["config"], parts.resolved, ("model", "stages"))
+    changed = dict(config_files.changes(recorded, config_files.to_dict(parts.resolved)))
     # how it is computed may change, what is computed may not
     free = ("model.attention", "model.remat", "model.dtype", "step.micro_batches")
     for name, (before, now) in changed.items():
-        fixed = name.startswith("model.") or name in ("step.batch_size", "stages.new_rows_steps")
+        fixed = name.startswith("model.") or name in FIXED
         if name not in free and fixed:
             raise CheckpointError(
                 f"{parts.folder}: {name} was {before!r} at step {step} and is {now!r} now; "

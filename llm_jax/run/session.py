@@ -9,7 +9,8 @@ A command builds the data plan and the config; the session does the rest, in thi
 import collections
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Mapping
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,7 +32,13 @@ from llm_jax.errors import ConfigError
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.generate import generate
 from llm_jax.generate.decode import check_lengths, encode_prompt
-from llm_jax.model import attention_choice, count_params, flops_per_token
+from llm_jax.model import (
+    ModelConfig,
+    abstract_params,
+    attention_choice,
+    count_params,
+    flops_per_token,
+)
 from llm_jax.run.continuation import BASE_ROW, begin
 from llm_jax.run.parts import Parts
 from llm_jax.run.phases import mixture_lines, record_phases
@@ -45,8 +52,10 @@ from llm_jax.run.provenance import (
 from llm_jax.run.rebalance import Guard, decide, what_next
 from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
 from llm_jax.train import (
+    ALL,
     Reporter,
     Stage,
+    Trainable,
     TrainState,
     abstract_state,
     beyond,
@@ -102,7 +111,7 @@ def train_session(parts: Parts, console: Console) -> TrainState:
         if is_first():
             if start < steps:
                 write_provenance(parts, start)
-            say(console, summary(parts, mesh, start))
+            say(console, summary(parts, mesh, start, stages.plan))
             if begun:
                 append_event(parts.folder, "continuation", step=0, **begun.facts)
                 say(console, begun.table or "start      not measured: there is no held-out text")
@@ -156,7 +165,9 @@ class Stages(NamedTuple):
 
 def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
     """Raises ConfigError if the model, the batch or the stages do not fit."""
-    plan = plan_stages(parts.stages, parts.optimizer, parts.train.steps, parts.first_new_row)
+    plan = plan_stages(
+        parts.stages, parts.optimizer, parts.train.steps, parts.model, parts.first_new_row
+    )
     steps = [
         compile_step(
             mesh,
@@ -361,7 +372,16 @@ def make_reporter(hooks: RunHooks, start: int, console: Console) -> Reporter:
     )
 
 
-def summary(parts: Parts, mesh: Mesh, start: int) -> str:
+def trained_line(model: ModelConfig, trainable: Trainable) -> list[str]:
+    """How many parameters the main stage trains, where it does not train all."""
+    if trainable == ALL:
+        return []
+    part = jax.tree.leaves(jax.eval_shape(trainable.take, abstract_params(model)))
+    count, every = sum(math.prod(leaf.shape) for leaf in part), count_params(model)
+    return [f"trained    {count:,} of them ({count / every:.2%})"]
+
+
+def summary(parts: Parts, mesh: Mesh, start: int, stages: Sequence[Stage]) -> str:
     """What is about to happen, in a few lines."""
     model, step = parts.model, parts.step
     tokens = step.batch_size * parts.plan.seq_len
@@ -371,6 +391,7 @@ def summary(parts: Parts, mesh: Mesh, start: int) -> str:
     return "\n".join(
         [
             f"model      {count_params(model):,} parameters, {model.num_layers} layers, position {model.position}, {model.dtype}",
+            *trained_line(model, stages[-1].trainable),
             f"mesh       {shape} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es)",
             f"attention  {attention}: {reason}",
             f"data       {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",

@@ -18,8 +18,10 @@ from llm_jax.train.state import (
     state_shardings,
 )
 from llm_jax.train.step import StepConfig, compile_step, train_step
+from llm_jax.train.trainable import ALL, Trainable
 
 __all__ = [
+    "ALL",
     "ForgettingConfig",
     "OptimizerConfig",
     "Reporter",
@@ -29,6 +31,7 @@ __all__ = [
     "StepConfig",
     "TrainConfig",
     "TrainState",
+    "Trainable",
     "abstract_state",
     "beyond",
     "compile_step",

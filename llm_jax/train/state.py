@@ -58,9 +58,7 @@ def state_shardings(
     everywhere = replicated(mesh)
     place = lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))  # noqa: E731
     part = jax.eval_shape(trainable.take, abstract_params(config))
-    moments = (
-        jax.tree.map(place, part, trainable.of_leaves(axes)) if trainable.first_row else params
-    )
+    moments = params if trainable == ALL else jax.tree.map(place, part, trainable.of_leaves(axes))
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
