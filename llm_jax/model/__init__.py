@@ -24,11 +24,12 @@ from llm_jax.model.api import (
 )
 from llm_jax.model.attention import attention_choice
 from llm_jax.model.cache import KVCache, init_cache
-from llm_jax.model.config import Alibi, Local, Lora, ModelConfig, RopeScaling
+from llm_jax.model.config import PROJECTIONS, Alibi, Local, Lora, ModelConfig, RopeScaling
 from llm_jax.model.lora import adapters_of, is_adapter, join, merge, unmerge, without_adapters
 from llm_jax.model.scoring import LossSums, target_loss, target_nats
 
 __all__ = [
+    "PROJECTIONS",
     "Alibi",
     "KVCache",
     "Local",
