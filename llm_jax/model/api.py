@@ -60,8 +60,12 @@ def hidden_states(
     positions_BT: jax.Array | np.ndarray,
     segments_BT: jax.Array | np.ndarray,
     cache: KVCache | None = None,
+    noise_BTD: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
-    """What `forward` multiplies by the head, config.dtype [B, T, D]; arguments as there."""
+    """What `forward` multiplies by the head, config.dtype [B, T, D]; arguments as there.
+
+    `noise_BTD` is added to the embeddings as they are looked up, before they are multiplied or normed.
+    """
     for name, array in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
         if array.shape != tokens_BT.shape:
             raise ConfigError(
@@ -73,7 +77,7 @@ def hidden_states(
             "is all that learned positions know"
         )
     return Transformer(config).apply(
-        {"params": params}, tokens_BT, positions_BT, segments_BT, cache
+        {"params": params}, tokens_BT, positions_BT, segments_BT, cache, noise_BTD
     )  # pyright: ignore[reportReturnType]
 
 

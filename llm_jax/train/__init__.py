@@ -6,7 +6,9 @@ pretraining and instruction tuning share one loop.
 
 from llm_jax.train.forgetting import ForgettingConfig, beyond, forgotten
 from llm_jax.train.loop import Reporter, TrainConfig, run
+from llm_jax.train.neftune import NeftuneConfig
 from llm_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from llm_jax.train.preference import PreferenceConfig, compile_preference_step, preference_step
 from llm_jax.train.resize import ResizeConfig
 from llm_jax.train.stages import Stage, StageConfig, enter, plan_stages, stage_of, staged_step
 from llm_jax.train.state import (
@@ -23,7 +25,9 @@ from llm_jax.train.trainable import ALL, Trainable
 __all__ = [
     "ALL",
     "ForgettingConfig",
+    "NeftuneConfig",
     "OptimizerConfig",
+    "PreferenceConfig",
     "Reporter",
     "ResizeConfig",
     "Stage",
@@ -34,6 +38,7 @@ __all__ = [
     "Trainable",
     "abstract_state",
     "beyond",
+    "compile_preference_step",
     "compile_step",
     "enter",
     "forgotten",
@@ -42,6 +47,7 @@ __all__ = [
     "make_schedule",
     "new_state",
     "plan_stages",
+    "preference_step",
     "run",
     "stage_of",
     "staged_step",

@@ -2,7 +2,7 @@
 
 XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.train.stages_worker rows
 
-With `adapters` there is one stage, in which adapters and new rows are trained.
+With `adapters` there is one stage, in which adapters and new rows are trained, with noise on embeddings.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from llm_jax.data.batch import Batch
 from llm_jax.model import Lora, ModelConfig, without_adapters
 from llm_jax.sharding import MeshConfig, batch_sharding, local_rows, make_mesh, place_rows
 from llm_jax.train import (
+    NeftuneConfig,
     OptimizerConfig,
     StageConfig,
     StepConfig,
@@ -57,7 +58,9 @@ def train(shape: str, model: ModelConfig, config: StageConfig, steps_frozen: int
         compile_step(
             mesh,
             model=model,
-            config=StepConfig(batch_size=8),
+            config=StepConfig(
+                batch_size=8, neftune=NeftuneConfig(alpha=4.0 * bool(model.lora.rank))
+            ),
             optimizer=optimizer,
             schedule=stage.schedule,
             clip_norm=1.0,
