@@ -9,7 +9,6 @@ A command builds the data plan and the config; the session does the rest, in thi
 import collections
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,13 +31,7 @@ from llm_jax.errors import ConfigError
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.generate import generate
 from llm_jax.generate.decode import check_lengths, encode_prompt
-from llm_jax.model import (
-    ModelConfig,
-    abstract_params,
-    attention_choice,
-    count_params,
-    flops_per_token,
-)
+from llm_jax.model import attention_choice, count_params, flops_per_token
 from llm_jax.run.continuation import BASE_ROW, begin
 from llm_jax.run.parts import Parts
 from llm_jax.run.phases import mixture_lines, record_phases
@@ -52,14 +45,13 @@ from llm_jax.run.provenance import (
 from llm_jax.run.rebalance import Guard, decide, what_next
 from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
 from llm_jax.train import (
-    ALL,
     Reporter,
     Stage,
-    Trainable,
     TrainState,
     abstract_state,
     beyond,
     compile_step,
+    count_trained,
     enter,
     forgotten,
     init_state,
@@ -372,26 +364,18 @@ def make_reporter(hooks: RunHooks, start: int, console: Console) -> Reporter:
     )
 
 
-def trained_line(model: ModelConfig, trainable: Trainable) -> list[str]:
-    """How many parameters the main stage trains, where it does not train all."""
-    if trainable == ALL:
-        return []
-    part = jax.tree.leaves(jax.eval_shape(trainable.take, abstract_params(model)))
-    count, every = sum(math.prod(leaf.shape) for leaf in part), count_params(model)
-    return [f"trained    {count:,} of them ({count / every:.2%})"]
-
-
 def summary(parts: Parts, mesh: Mesh, start: int, stages: Sequence[Stage]) -> str:
     """What is about to happen, in a few lines."""
     model, step = parts.model, parts.step
+    every, trained = count_params(model), count_trained(model, stages[-1].trainable)
+    part = "" if trained == every else f" ({trained:,} of them trained, {trained / every:.2%})"
     tokens = step.batch_size * parts.plan.seq_len
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     with jax.set_mesh(mesh):
         attention, reason = attention_choice(model, step.batch_size, parts.plan.seq_len)
     return "\n".join(
         [
-            f"model      {count_params(model):,} parameters, {model.num_layers} layers, position {model.position}, {model.dtype}",
-            *trained_line(model, stages[-1].trainable),
+            f"model      {every:,} parameters{part}, {model.num_layers} layers, position {model.position}, {model.dtype}",
             f"mesh       {shape} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es)",
             f"attention  {attention}: {reason}",
             f"data       {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",

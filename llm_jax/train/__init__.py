@@ -14,6 +14,7 @@ from llm_jax.train.stages import Stage, StageConfig, enter, plan_stages, stage_o
 from llm_jax.train.state import (
     TrainState,
     abstract_state,
+    count_trained,
     init_state,
     new_state,
     state_of,
@@ -40,6 +41,7 @@ __all__ = [
     "beyond",
     "compile_preference_step",
     "compile_step",
+    "count_trained",
     "enter",
     "forgotten",
     "init_state",

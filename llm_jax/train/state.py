@@ -1,5 +1,6 @@
 """The training state: everything that changes from step to step, as one pytree."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +68,12 @@ def state_shardings(
         transform_non_params=lambda _: everywhere,
     )
     return TrainState(params, opt_state, everywhere, everywhere, everywhere)
+
+
+def count_trained(config: ModelConfig, trainable: Trainable) -> int:
+    """Number of parameters that a stage trains."""
+    part = jax.eval_shape(trainable.take, abstract_params(config))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
 
 
 def abstract_state(
