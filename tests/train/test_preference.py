@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -104,8 +105,9 @@ def test_losses_are_those_of_trl_in_torch():
         logits = (chosen - rejected) - (ref_chosen - ref_rejected)
         dpo = -logsigmoid(beta * logits) * (1 - smoothing) - logsigmoid(-beta * logits) * smoothing
         config = PreferenceConfig(beta=beta, label_smoothing=smoothing)
-        args = (pair(chosen, rejected), pair(ref_chosen, ref_rejected), rows)
-        np.testing.assert_allclose(preference_loss(*args, config).loss, dpo.sum(), rtol=1e-5)
+        nats, reference = pair(chosen, rejected), pair(ref_chosen, ref_rejected)
+        got = preference_loss(nats, reference, rows, config).loss
+        np.testing.assert_allclose(got, dpo.sum(), rtol=1e-5)
         means = (chosen / lengths[0], rejected / lengths[1])
         logits = means[0] - means[1] - gamma / beta
         simpo = (
@@ -123,7 +125,8 @@ def toy_pairs(count=8, prompt=4, answer=4, packed=1):
     rng = np.random.default_rng(3)
     size = prompt + answer
     shape = (2 * count // packed, size * packed)
-    made = Batch(*(np.zeros(shape, np.int32) for _ in range(4)), np.zeros(shape, np.float32))
+    tokens, targets, positions, segments = np.zeros((4, *shape), np.int32)
+    made = Batch(tokens, targets, positions, segments, np.zeros(shape, np.float32))
     for index in range(count):
         row, at = 2 * (index // packed), size * (index % packed)
         question = rng.integers(0, 64, prompt)
@@ -139,7 +142,12 @@ def toy_pairs(count=8, prompt=4, answer=4, packed=1):
 
 
 @functools.cache
-def stepper(model=ADAPTED, trainable=Trainable("adapters"), micro_batches=1, loss="dpo"):
+def stepper(
+    model=ADAPTED,
+    trainable=Trainable("adapters"),
+    micro_batches=1,
+    loss: Literal["dpo", "simpo"] = "dpo",
+):
     """A jitted step and its first state."""
     optimizer = make_optimizer(ADAMW)
     params = drawn_params(model)
