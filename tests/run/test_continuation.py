@@ -112,6 +112,63 @@ def test_the_guard_stops_with_a_checkpoint_exit_status_0_and_does_not_go_on_unde
     assert run.files() == before
 
 
+REBALANCE = (
+    # a learning rate at which everything is forgotten, and no bound
+    *("--forgetting.action", "rebalance", "--forgetting.max-increase", "0"),
+    *("--stages.new-rows-lr", "1", "--forgetting.max-share", "0.9", "--forgetting.factor", "1.5"),
+)
+
+
+@pytest.fixture(scope="module")
+def rebalanced(new_continued) -> Run:
+    run = new_continued()
+    process = run.start(*REBALANCE)
+    assert process.wait_for_end() == 0, process.errors()
+    assert "the shares from here on are en 60.0%, zh 40.0%" in process.output()
+    return run
+
+
+def test_a_run_goes_on_with_more_of_what_it_forgot(rebalanced):
+    assert rebalanced.newest() == 12
+    (event, *_) = [event for event in rebalanced.events() if event["event"] == "forgetting"]
+    assert event["step"] == 4
+    assert event["then"] == "the shares from here on are en 60.0%, zh 40.0%"
+    before, after = (read_meta(rebalanced.folder / f"checkpoints/{step}") for step in (2, 4))
+    assert before["plan_digest"] != after["plan_digest"]
+    assert after["guard"]["phases"][0]["from_step"] == 4
+    assert after["config"]["data"]["phases"] == after["guard"]["phases"]
+    assert after["mixture"][1]["weights"] == {"en": 0.6, "zh": 0.4}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [4, pytest.param(2, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)],
+)
+def test_resumed_from_before_at_or_after_the_change_it_ends_bitwise_equal(
+    rebalanced, tmp_path, step
+):
+    run = rebalanced.copy(tmp_path)
+    expected = run.arrays(12)
+    for path in (run.folder / "checkpoints").iterdir():
+        if int(path.name) > step:
+            path.rename(tmp_path / path.name)
+    process = run.start(*REBALANCE)
+    assert process.wait_for_end() == 0, process.errors()
+    assert run.arrays(12) == expected
+    assert run.metrics() == rebalanced.metrics()
+
+
+def test_a_share_of_0_cannot_grow(capsys, new_continued):
+    run = new_continued()
+    words = ("--forgetting.action", "rebalance", "--data.sources.0.weight", "0")
+    capsys.readouterr()
+    assert cli.run(pretrain.main, run.words(*words)) == 2
+    assert "multiplies the share of en, which is 0; give data.sources some of it" in (
+        capsys.readouterr().err
+    )
+    assert not run.folder.exists()
+
+
 @pytest.fixture
 def refused(capsys, base, extended, tmp_path):
     """The one line that a command with these words says; nothing is written."""
