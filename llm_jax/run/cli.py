@@ -29,6 +29,7 @@ VERBS = {
     "tokenizer": "train, extend, audit or compare tokenizers",
     "data": "raw text to token shards: clean, language, dedup, decontaminate, prepare, verify",
     "pretrain": "train a model from a config",
+    "self-instruct": "instructions and answers, bootstrapped from seed tasks with a model or an endpoint",
     "eval": "perplexity, bits per byte and bits per character of a model",
     "generate": "continue prompts with a model",
     "import": "turn a Hugging Face model into ours, checked",
@@ -148,7 +149,8 @@ def dispatch(argv: list[str]) -> None:
         return
     if argv[0] not in VERBS:
         raise ConfigError(f"unknown command {argv[0]!r}; {nearest(argv[0], list(VERBS))}")
-    importlib.import_module(f"llm_jax.run.{argv[0]}").main(argv[1:])
+    module = argv[0].replace("-", "_")
+    importlib.import_module(f"llm_jax.run.{module}").main(argv[1:])
 
 
 def entry() -> None:

@@ -25,6 +25,9 @@ from llm_jax.train import (
     TrainConfig,
 )
 
+# what the record of an imported model says for its export: its family in transformers, how it generates,
+# which ids end a text; every run that goes on from the model says it again
+ORIGIN = ("family", "hf")
 BEST_METRIC = "eval/bits_per_character"  # what `keep_best` compares, over all sources together
 
 
@@ -60,6 +63,7 @@ class Base:
     folder: str  # its checkpoint
     model: ModelConfig
     tokenizer: Tokenizer
+    origin: Mapping[str, Any] = field(default_factory=dict)  # see `ORIGIN`
 
 
 def plan_of(
@@ -98,6 +102,7 @@ class Parts:
     continuation: Mapping[str, Any] = field(default_factory=dict)  # `continuation.Begun.facts`
     # which rows the steps take; None: of a run that begins
     recorded_order: RowOrder | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)  # of the base, see `ORIGIN`
     resize: ResizeConfig = ResizeConfig()
     stages: StageConfig = StageConfig()
     forgetting: ForgettingConfig = ForgettingConfig()

@@ -145,6 +145,7 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
         base=begun.base,
         first_new_row=begun.first_new_row,
         continuation=begun.facts,
+        origin=begun.origin,
         resize=config.resize,
         stages=config.stages,
         forgetting=config.forgetting,
@@ -160,6 +161,7 @@ class Beginning(NamedTuple):
     base: Base | None  # None: from random parameters, or from a checkpoint of its own
     first_new_row: int
     facts: dict[str, Any]
+    origin: Mapping[str, Any]  # of the base, for an export
 
 
 def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
@@ -169,7 +171,7 @@ def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
       ConfigError, CheckpointError, DataError: model, base and data do not fit.
     """
     if not config.init_from:
-        return Beginning(config, None, 0, {})
+        return Beginning(config, None, 0, {}, {})
     record = continuation.recorded(Path(config.run))
     if record is None:
         base = continuation.find_base(config.init_from)
@@ -179,9 +181,10 @@ def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
             tokenizer.vocab_size + -tokenizer.vocab_size % config.resize.multiple if first else 0
         )
         facts: dict[str, Any] = {}
+        origin = base.origin
     elif "continuation" in record:
         facts, base, least = record["continuation"], None, 0
-        first = facts["first_new_row"]
+        first, origin = facts["first_new_row"], continuation.origin_of(record)
         model, where = model_config(record, config.run), config.run
     else:
         raise CheckpointError(
@@ -189,7 +192,7 @@ def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
             "parameters; leave --init-from out to go on, or choose another run folder with --run"
         )
     filled = continuation.fill_in(config.model, AS_BASE, model, least, where)
-    return Beginning(replace(config, model=filled), base, first, facts)
+    return Beginning(replace(config, model=filled), base, first, facts, origin)
 
 
 def check_guard(config: PretrainConfig, corpora: Mapping[str, Corpus]) -> None:

@@ -100,6 +100,7 @@ def record_of(parts: Parts, step: int) -> dict[str, Any]:
         "mesh": dict(make_mesh(parts.mesh).shape),
         # of a checkpoint: its own order, not what a config asks for
         "rows": parts.order.to_record(),
+        **parts.origin,
         **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
         **({"guard": parts.guard.to_record()} if parts.forgetting.sources else {}),
     }
