@@ -42,15 +42,21 @@ def input_record(source: SourceConfig) -> dict[str, Any]:
     if source.format in UNTRACKED:
         return {**record, "files": []}
     files = source_files(source)
-    record["files"] = [
-        {"file": os.path.abspath(f), "size": os.path.getsize(f), "sha256": sha256_of(Path(f))}
-        for f in files
-    ]
-    makers = sorted({maker for maker in map(_maker, files) if maker})
-    record["made_by"] = [
-        {"folder": maker, "digest": _read_manifest(Path(maker))["digest"]} for maker in makers
-    ]
+    record["files"] = [file_record(f) for f in files]
+    record["made_by"] = maker_records(files)
     return record
+
+
+def maker_records(files: list[str]) -> list[dict[str, str]]:
+    """The folders of stages that the files are of, each with its digest."""
+    makers = sorted({maker for maker in map(_maker, files) if maker})
+    return [{"folder": m, "digest": _read_manifest(Path(m))["digest"]} for m in makers]
+
+
+def file_record(file: str) -> dict[str, Any]:
+    """What is recorded of one input file."""
+    size, sha256 = os.path.getsize(file), sha256_of(Path(file))
+    return {"file": os.path.abspath(file), "size": size, "sha256": sha256}
 
 
 def _maker(file: str) -> str | None:
