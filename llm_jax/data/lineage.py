@@ -50,7 +50,7 @@ def input_record(source: SourceConfig) -> dict[str, Any]:
 def maker_records(files: list[str]) -> list[dict[str, str]]:
     """The folders of stages that the files are of, each with its digest."""
     makers = sorted({maker for maker in map(_maker, files) if maker})
-    return [{"folder": m, "digest": _read_manifest(Path(m))["digest"]} for m in makers]
+    return [{"folder": m, "digest": read_manifest(Path(m))["digest"]} for m in makers]
 
 
 def file_record(file: str) -> dict[str, Any]:
@@ -65,7 +65,12 @@ def _maker(file: str) -> str | None:
     return str(folder) if (folder / MANIFEST).is_file() else None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that any stage made.
+
+    Raises:
+      DataError: there is none, or it is damaged.
+    """
     file = folder / MANIFEST
     if not file.is_file():
         raise DataError(f"{folder}: holds no {MANIFEST}; give a folder made by `llm-jax data ...`")
@@ -85,7 +90,7 @@ def verify(folder: str, depth: int = 0) -> Iterator[Finding]:
       DataError: `folder` holds no readable manifest.
     """
     path = Path(os.path.abspath(folder))
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     stage = manifest.get("stage", "prepare")
     title = f"{path} (data {stage}, digest {manifest['digest'][:16]})"
     yield Finding(depth, title, _manifest_problem(manifest))
@@ -113,7 +118,7 @@ def _follow(maker: str, expected: str, depth: int, followed: set[str]) -> Iterat
         return
     followed.add(maker)
     try:
-        found = _read_manifest(Path(maker))["digest"]
+        found = read_manifest(Path(maker))["digest"]
     except DataError as error:
         yield Finding(depth, maker, str(error))
         return
