@@ -50,6 +50,9 @@ def tally(unit: int, rejects: Rejects, rules: RuleCounts, seen: Seen) -> Tally:
         counts["repair", reason] = count
     for name, value in zip(TOTALS, _totals(rules), strict=True):
         counts["rules", name] = value
+    for kind, files in (("file", rejects.files), ("rule file", rules.files)):
+        for file, count in files.items():
+            counts[kind, file] = count
     for (rule, reason), count in rules.rejected.items():
         counts["rule", rule, reason] = count
         counts["rule characters", rule, reason] = rules.rejected_characters[rule, reason]
@@ -108,6 +111,7 @@ def rejects_of(total: Tally) -> Rejects:
     rejects.records = total.counts["records",]
     rejects.counts = _named(total, "reject")
     rejects.repairs = _named(total, "repair")
+    rejects.files = Counter(_named(total, "file"))
     rejects.samples = [Reject(*placed.sample) for placed in _in_order(total, "reject")]
     return rejects
 
@@ -118,6 +122,7 @@ def rules_of(total: Tally, names: tuple[str, ...]) -> RuleCounts:
     rules.documents, rules.kept, rules.untouched, rules.characters, rules.kept_characters = (
         total.counts["rules", name] for name in TOTALS
     )
+    rules.files = Counter(_named(total, "rule file"))
     for key, count in total.counts.items():
         if key[0] == "rule":
             rules.rejected[key[1], key[2]] = count
