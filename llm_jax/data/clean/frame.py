@@ -28,7 +28,7 @@ SENTENCE = re.compile(r"[。！？；，,;]|[.!?](?:\s|$)")
 SHORT = {"zh": 14, "en": 32}  # characters of an item that stands alone
 PER = {"zh": 100, "en": 250}  # visible characters that one phrase may have to itself
 LEAST = 3  # different phrases
-LONGEST = 1500  # visible characters; a longer text is more than its frame
+LONGEST = 1000  # visible characters; a longer text is more than its frame
 
 # a stamp of time, a name in brackets, or what chat servers say, at the start of a line
 LOG = re.compile(
@@ -36,6 +36,7 @@ LOG = re.compile(
     r"[*-]{1,3} \S+ (?:\(\S+@\S+\) )?(?:has (?:joined|left|quit)|is now known as|sets mode)|\S{1,24}[ :：]+\d{4}[-/.]\d{1,2}[-/.]\d{1,2}"
 )
 LOG_LINES = 6
+LOOKED_AT = 100  # lines; a log is one from the start
 SPOKEN = 24  # characters, the time included
 DIGITS = re.compile(r"\d+")
 
@@ -64,6 +65,7 @@ def log_share(lines: list[str]) -> float:
     """
     if len(lines) < LOG_LINES:
         return 0.0
+    lines = lines[:LOOKED_AT]
     logged = [line for line in lines if LOG.match(line)]
     shapes = Counter(DIGITS.sub("", line) for line in logged)
     spoken = sum(

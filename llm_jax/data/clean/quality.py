@@ -151,14 +151,14 @@ CHINESE_ADVERTS = re.compile(
     "无效退款|假一赔十|正品(?:保证|保障)?|原价|现价|仅需|只要\\d+元|抢购|爆款|热销|火爆|名额有限|先到先得|最后\\d+天|老客户|新客户|[送赠](?:礼|好礼|大礼)|红包|私聊|私信|！！"
 )
 ENGLISH_ADVERTS = re.compile(
-    r"(?:buy|shop|order|call|act|apply|book|download|sign up|join|subscribe|enroll|register) (?:now|today)|free (?:shipping|trial|quote|gift|bonus|delivery|consultation|estimate|spins|returns)|"
+    r"\b(?:(?:buy|shop|order|call|act|apply|book|download|sign up|join|subscribe|enroll|register) (?:now|today)|free (?:shipping|trial|quote|gift|bonus|delivery|consultation|estimate|spins|returns)|"
     r"limited[- ](?:time|offer|stock)|best (?:price|deal|offer)s?|lowest price|click (?:here|below|the link)|\d+ ?% off|discount|coupon|promo code|special offer|money[- ]back|guarantee[ds]?\b|"
     r"satisfaction|no obligation|risk[- ]free|while supplies last|don't miss|hurry|exclusive (?:offer|deal)|earn (?:up to )?\$|make money|work from home|casino|jackpot|poker|betting|payday|"
     r"loan approval|cheap|for sale|wholesale|in stock|add to cart|checkout|lose weight|weight loss|miracle|viagra|cialis|pharmacy|replica|whatsapp|telegram|dm us|text us|toll[- ]free|"
     r"1-8\d\d-|follow us|subscribe|newsletter|sponsored|affiliate|unbeatable|top[- ]rated|premium quality|100% (?:natural|genuine|authentic|satisfaction)|instant approval|bad credit|limited spots|"
     r"from home|no (?:skills?|experience) (?:needed|required)|(?:spots?|seats?|places) (?:left|remaining)|start earning|link in (?:my|the) (?:bio|profile)|visit (?:the|my) link|"
     r"gift card|claim (?:your|a|the)|(?:your|a|free|cash) (?:prize|reward)|you (?:have|are|'ve) (?:been )?(?:selected|chosen|won)|congratulations|offer (?:ends|expires)|no purchase|click the (?:button|link)|"
-    r"(?:respond|reply|enter) (?:now|today)|hiring (?:now|immediately)|no (?:experience|interview|degree)\b|(?:weekly|daily|same[- ]day) pay|(?:positions?|spots?) left|must be (?:18|21)|!!|\$\$"
+    r"(?:respond|reply|enter) (?:now|today)|hiring (?:now|immediately)|no (?:experience|interview|degree)\b|(?:weekly|daily|same[- ]day) pay|(?:positions?|spots?) left|must be (?:18|21))"
 )
 PER = {"zh": 100, "en": 250}  # visible characters that one advertising phrase may have to itself
 CALM = 5  # different phrases that a text in plain sentences may not have
@@ -177,7 +177,7 @@ def advert_score(page: Page) -> float:
         found = CHINESE_ADVERTS.findall(text)
     else:
         found = ENGLISH_ADVERTS.findall(text.lower())
-    different = len(set(found))
+    different = len(set(found)) + ("!!" in text) + ("$$" in text)
     if different < (3 if _shouts(text) else CALM):
         return 0.0
     return (
