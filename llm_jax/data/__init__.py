@@ -17,6 +17,8 @@ shard_writer   prepared data, written whole or not at all
 shards         prepared data, read
 packing        which pieces of documents make a row
 permutation    a seeded shuffle that is never stored
+weights        shares of the tokens, stated or by rule phases         other shares from a step on
+interleave     which source row k comes from, across phases
 mixture        the plan: row k of the run as a pure function of k
 loader         batches read ahead, for one process of many
 batch          what data/ hands to train/

@@ -1,43 +1,32 @@
 """The data plan: row k of the whole training run, as a pure function of k.
 
-1. `Interleave` says which source row k comes from, and how many rows of that source came before.
-2. Rows of a source are dealt in epochs; inside an epoch a seeded permutation gives the packed row.
-3. `packing` says which pieces of documents make that row; `shards` reads them.
+1. `weights` and `phases` say what share of the tokens each source has, from which step on.
+2. `interleave` says which source row k comes from, and how many rows of that source came before.
+3. Rows of a source are dealt in epochs; inside an epoch a seeded permutation gives the packed row.
+4. `packing` says which pieces of documents make that row; `shards` reads them.
 
 Any row is random access and nothing is remembered, so the only state of training data is the step,
 whatever the number of hosts and workers.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 
 from llm_jax.config import nearest
 from llm_jax.data.batch import Batch
+from llm_jax.data.interleave import Schedule, Stretch
 from llm_jax.data.packing import Packing, RowPlan, plan_rows
 from llm_jax.data.permutation import permute
+from llm_jax.data.phases import Phase, check_phases
 from llm_jax.data.shards import TRAIN, Prepared, Split, open_prepared
+from llm_jax.data.weights import Rule, SourceWeight, by_temperature, check_sources, unimax
 from llm_jax.errors import ConfigError, DataError
 from llm_jax.tokenizer.base import digest
 
-PERIOD = (
-    1 << 16
-)  # rows after which the order of the sources repeats; shares are exact to 1 / PERIOD
-PLAN_FORMAT = 1  # raise when a change here alters any row: digests then differ
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceWeight:
-    """One source of the mixture."""
-
-    name: str  # as in the prepared data
-    weight: float = 1.0  # share of the training tokens, relative to the others; 0 leaves it out
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ConfigError(f"data.sources: weight={self.weight} of {self.name!r} must be >= 0")
+PLAN_FORMAT = 2  # raise when a change here alters any row: digests then differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +35,12 @@ class DataConfig:
 
     prepared: str  # folder made by `llm-jax data prepare`
     sources: tuple[SourceWeight, ...] = ()  # the mixture; empty takes every source by its size
+    # "fixed": the weights above; "temperature" and "unimax": by the sizes of the sources above
+    rule: Rule = "fixed"
+    temperature: float = 0.0  # of "temperature": shares go as size^(1/temperature); 1 is by size
+    max_epochs: float = 0.0  # of "unimax": as even as possible, no source seen more often than this
+    budget_steps: int = 0  # of "unimax": the steps that max_epochs is counted over; 0: train.steps
+    phases: tuple[Phase, ...] = ()  # other weights from a step on
     seq_len: int = 1024  # T: pairs (input, target) per row
     packing: Packing = "best_fit"  # "concat" has no padding, "best_fit" cuts almost no document
     seed: int = 0  # order of documents, rows and epochs
@@ -55,61 +50,47 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.seq_len < 2:
             raise ConfigError(f"data.seq_len={self.seq_len} must be at least 2")
-        if self.packing not in get_args(Packing):
-            raise ConfigError(
-                f"data.packing={self.packing!r}; {nearest(self.packing, get_args(Packing))}"
-            )
-        for field in ("seed", "workers", "prefetch"):
+        for field, known in (("packing", get_args(Packing)), ("rule", get_args(Rule))):
+            value = getattr(self, field)
+            if value not in known:
+                raise ConfigError(f"data.{field}={value!r}; {nearest(value, known)}")
+        for field in ("seed", "workers", "prefetch", "budget_steps"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"data.{field}={getattr(self, field)} must be 0 or more")
-        names = [source.name for source in self.sources]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"data.sources: {name!r} occurs twice; add up its weights")
+        check_sources(self.sources, "data.sources")
+        check_phases(self.phases)
+        self._check_rule()
 
+    def _check_rule(self) -> None:
+        """Every setting of a rule is stated with it, and with no other."""
+        for field, rule in (
+            ("temperature", "temperature"),
+            ("max_epochs", "unimax"),
+            ("budget_steps", "unimax"),
+        ):
+            value = getattr(self, field)
+            if value and self.rule != rule:
+                raise ConfigError(
+                    f"data.{field}={value:g} belongs to data.rule={rule!r}, but data.rule={self.rule!r}; set the "
+                    "rule too, or leave it out"
+                )
+            if self.rule == rule and value <= 0 and field != "budget_steps":
+                raise ConfigError(
+                    f"data.{field}={value:g} must be above 0 for data.rule={rule!r}, as in "
+                    f"--data.{field.replace('_', '-')} {'3.3' if rule == 'temperature' else '4'}"
+                )
+        for source in self.sources:
+            if self.rule != "fixed" and source.weight not in (0, 1):
+                raise ConfigError(
+                    f"data.sources: weight={source.weight:g} of {source.name!r}, but data.rule={self.rule!r} finds "
+                    "the weights; leave it out (0 leaves the source out), or set data.rule='fixed'"
+                )
 
-class Interleave:
-    """A fixed order of sources with exact shares, evenly spread.
-
-    A period of rows holds `counts[s]` rows of source s, the i-th at the ideal place
-    (i + 1/2) / counts[s] of the period. So in any window the rows of a source are within two of its
-    share, for two sources, and the error grows with the number of sources, never with the window.
-    """
-
-    def __init__(self, row_shares: np.ndarray) -> None:
-        """Args: row_shares: [sources] non-negative, not all 0; need not add up to 1."""
-        self.counts = _largest_remainder(row_shares, PERIOD)
-        self.counts //= max(1, int(np.gcd.reduce(self.counts)))  # one source: a period of one row
-        self.period = int(self.counts.sum())
-        source = np.repeat(np.arange(len(self.counts)), self.counts)
-        rank = np.concatenate([np.arange(count) for count in self.counts])
-        order = np.argsort((rank + 0.5) / self.counts[source], kind="stable")
-        self._source, self._rank = source[order].astype(np.int32), rank[order].astype(np.int32)
-
-    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(source, number of earlier rows of that source) of each row; int64."""
-        periods, place = np.divmod(np.asarray(rows, dtype=np.int64), self.period)
-        source = self._source[place].astype(np.int64)
-        return source, periods * self.counts[source] + self._rank[place]
-
-    def rows_before(self, row: int) -> np.ndarray:
-        """Rows of each source among the first `row` rows; int64 [sources]."""
-        periods, place = divmod(int(row), self.period)
-        return periods * self.counts + np.bincount(self._source[:place], minlength=len(self.counts))
-
-
-def _largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers in the proportion of `shares` that add up to `total`; positive stays positive."""
-    exact = shares / shares.sum() * total
-    counts = np.floor(exact).astype(np.int64)
-    counts[(shares > 0) & (counts == 0)] = 1
-    while (missing := total - int(counts.sum())) != 0:
-        # ties go to the earlier source, so the result is the same everywhere
-        step = 1 if missing > 0 else -1
-        error = np.where((counts > 1) | (step > 0), step * (exact - counts), -np.inf)
-        error[shares == 0] = -np.inf
-        counts[int(np.argmax(error))] += step
-    return counts
+    def with_phase(self, phase: Phase) -> "DataConfig":
+        """The same with another phase, in the place of one that begins at the same step."""
+        others = [old for old in self.phases if old.from_step != phase.from_step]
+        ordered = sorted([*others, phase], key=lambda phase: phase.from_step)
+        return replace(self, phases=tuple(ordered))
 
 
 class _Rows:
@@ -150,56 +131,140 @@ class _Rows:
 
 
 class DataPlan:
-    """Every row of the run. Picklable; the shards are opened again where it arrives.
+    """Every row of the run. Picklable; the shards are opened again where it arrives."""
 
-    A mixture that changes at a later step will be a second `Interleave` that starts from
-    `rows_before(step)` of the first; rows and epochs below it need not know.
-    """
-
-    def __init__(self, config: DataConfig, prepared: Prepared | None = None) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        prepared: Prepared | None = None,
+        *,
+        rows_before: Callable[[int], int] | None = None,
+        steps: int = 0,
+        budget_rows: int = 0,
+    ) -> None:
         """Plans the rows of `config` over `prepared` (by default opened from `config.prepared`).
 
+        Args:
+          config: which rows.
+          prepared: the shards.
+          rows_before: rows that the steps before a step take, `step * batch_size` as a rule; needed by
+            phases and by UniMax, which count in steps.
+          steps: of the run; UniMax counts its epochs over them unless `config.budget_steps` is set.
+          budget_rows: the same in rows, where it is not `rows_before(steps)`.
+
         Raises:
-          ConfigError: an unknown source or weights that are all 0.
+          ConfigError: an unknown source, or a rule that cannot be kept.
           DataError: a source of positive weight has nothing to train on.
         """
         prepared = prepared or open_prepared(config.prepared)
-        weights = _weights(config, prepared)
+        if config.phases and not rows_before:
+            raise ConfigError("data.phases are counted in steps; give the batch size too")
         self.config = config
         self.seq_len = config.seq_len
         self.vocab_size = prepared.vocab_size
         self.tokenizer_fingerprint = prepared.tokenizer_fingerprint
-        self.source_names = tuple(weights)
-        self._rows: list[_Rows] = []
-        for name in weights:
-            split = prepared.sources[name][TRAIN]
-            if weights[name] > 0 and split.num_pairs == 0:
-                raise DataError(
-                    f"source {name!r} of {config.prepared!r} has nothing to train on "
-                    f"({split.num_documents} documents); leave it out or give it weight 0"
-                )
-            self._rows.append(_Rows(name, split, config))
-        tokens = np.array(list(weights.values()), dtype=np.float64)
+        self.source_names = _names(config, prepared)
+        splits = [prepared.sources[name][TRAIN] for name in self.source_names]
+        self._rows = [
+            _Rows(name, split, config)
+            for name, split in zip(self.source_names, splits, strict=True)
+        ]
+        self._contents = [split.digest for split in splits]
         # weights are token shares, and best-fit rows are not equally full in every source
-        per_row = np.array([max(rows.plan.fill, 1e-9) for rows in self._rows])
-        self._interleave = Interleave(tokens / per_row)
-        realised = self._interleave.counts * per_row
-        self.shares: dict[str, float] = dict(
-            zip(self.source_names, (realised / realised.sum()).tolist(), strict=True)
-        )
-        self.digest = digest(self._identity(prepared))
+        per_row = np.array([max(rows.plan.fill, 1e-9) for rows in self._rows]) * self.seq_len
+        count = rows_before or (lambda step: 0)
+        budget = budget_rows or count(config.budget_steps or steps)
+        self.weights = [self._base_weights(per_row, budget)]
+        self.weights += [_listed(phase.sources) for phase in config.phases]
+        edges = [(0, 0)]  # of the change to each phase
+        edges += [(p.from_step, p.from_step + p.ramp_steps) for p in config.phases]
+        stretches = []
+        for (begin, end), weights in zip(edges, self.weights, strict=True):
+            shares = np.array([weights.get(name, 0.0) for name in self.source_names])
+            stretches.append(Stretch(count(begin), shares, count(end) - count(begin)))
+        self._schedule = Schedule(stretches, per_row)
+        self._check_filled()
+        self.digest = self.digest_before(1 << 62)
 
-    def _identity(self, prepared: Prepared) -> dict[str, Any]:
-        """All that decides the rows, and nothing else."""
-        return {
+    def _base_weights(self, per_row: np.ndarray, budget_rows: int) -> dict[str, float]:
+        """Token shares from row 0 on, by source, not normalised; by the rule of the config."""
+        config = self.config
+        if config.rule == "fixed" and config.sources:
+            return _listed(config.sources)
+        stated = _listed(config.sources)
+        sizes = np.array(
+            [
+                rows.split.num_pairs if not stated or stated.get(rows.name) else 0
+                for rows in self._rows
+            ]
+        )
+        if not sizes.any():
+            raise DataError(f"{config.prepared!r} holds no training documents")
+        if config.rule == "fixed":
+            return dict(zip(self.source_names, sizes.astype(float).tolist(), strict=True))
+        if config.rule == "temperature":
+            shares = by_temperature(sizes, config.temperature)
+        elif budget_rows < 1:
+            raise ConfigError(
+                "data.rule='unimax' shares a budget out; give the batch size and the steps of the run"
+            )
+        else:
+            shares = unimax(sizes, per_row, budget_rows, config.max_epochs)
+        return dict(zip(self.source_names, shares.tolist(), strict=True))
+
+    def _check_filled(self) -> None:
+        for rows in self._rows:
+            if rows.split.num_pairs == 0 and any(w.get(rows.name) for w in self.weights):
+                raise DataError(
+                    f"source {rows.name!r} of {self.config.prepared!r} has nothing to train on "
+                    f"({rows.split.num_documents} documents); leave it out or give it weight 0"
+                )
+
+    def digest_before(self, row: int) -> str:
+        """Digest of all that decides the rows before `row`, and of nothing else."""
+        used: dict[str, str] = {}
+        order = []
+        for piece in self._schedule.pieces:
+            if piece.from_row >= row:
+                break
+            counts = []
+            spread = piece.interleave
+            for name, content, count, owed in zip(
+                self.source_names, self._contents, spread.counts, spread.owed, strict=True
+            ):
+                if count:
+                    used[name] = content
+                    counts.append([name, count, owed])
+            order.append([piece.from_row, counts])
+        identity: dict[str, Any] = {
             "format": PLAN_FORMAT,
-            "prepared": prepared.digest,
-            "sources": list(self.source_names),
-            "counts": self._interleave.counts.tolist(),
-            "seq_len": self.config.seq_len,
+            "tokenizer": self.tokenizer_fingerprint,
+            "sources": used,
+            "order": order,
+            "seq_len": self.seq_len,
             "packing": self.config.packing,
             "seed": self.config.seed,
         }
+        return digest(identity)
+
+    def mixture(self) -> list[dict[str, Any]]:
+        """The weights of every phase as resolved, in plain values for a record."""
+        ramps = [0, *(phase.ramp_steps for phase in self.config.phases)]
+        steps = [0, *(phase.from_step for phase in self.config.phases)]
+        return [
+            {"from_step": step, "weights": dict(weights), "ramp_steps": ramp}
+            for step, weights, ramp in zip(steps, self.weights, ramps, strict=True)
+        ]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Token share of each source from row 0 on."""
+        return self.shares_at(0)
+
+    def shares_at(self, row: int) -> dict[str, float]:
+        """Token share of each source where `row` lies."""
+        shares = self._schedule.piece_of(row).shares
+        return dict(zip(self.source_names, shares.tolist(), strict=True))
 
     @property
     def fills(self) -> dict[str, float]:
@@ -213,11 +278,11 @@ class DataPlan:
 
     def source_of(self, row: int) -> str:
         """Name of the source that row `row` comes from."""
-        return self.source_names[int(self._interleave.locate(np.array([row]))[0][0])]
+        return self.source_names[int(self._schedule.locate(np.array([row]))[0][0])]
 
     def epochs_at(self, row: int) -> dict[str, float]:
         """Epochs of each source that lie before row `row`."""
-        before = self._interleave.rows_before(row)
+        before = self._schedule.rows_before(row)
         return {
             rows.name: float(count) / max(1, len(rows.plan))
             for rows, count in zip(self._rows, before, strict=True)
@@ -229,7 +294,7 @@ class DataPlan:
         shape = (len(wanted), self.seq_len)
         ints = [np.zeros(shape, dtype=np.int32) for _ in range(4)]
         batch = Batch(*ints, loss_mask_BT=np.zeros(shape, dtype=np.float32))
-        sources, numbers = self._interleave.locate(wanted)
+        sources, numbers = self._schedule.locate(wanted)
         for source in np.unique(sources):
             mine = np.flatnonzero(sources == source)
             rows = self._rows[source]
@@ -242,19 +307,27 @@ class DataPlan:
         return Batch(*(array[0] for array in self.rows([index])))
 
 
-def _weights(config: DataConfig, prepared: Prepared) -> dict[str, float]:
-    """Token share of each source of the mixture, not normalised."""
-    if not config.sources:
-        sizes = {name: splits[TRAIN].num_pairs for name, splits in prepared.sources.items()}
-        if not any(sizes.values()):
-            raise DataError(f"{config.prepared!r} holds no training documents")
-        return {name: float(size) for name, size in sizes.items()}
-    for source in config.sources:
-        if source.name not in prepared.sources:
-            raise ConfigError(
-                f"data.sources: {source.name!r} is not in {config.prepared!r}; "
-                f"{nearest(source.name, list(prepared.sources))}"
-            )
-    if not any(source.weight > 0 for source in config.sources):
-        raise ConfigError("data.sources: every weight is 0; give one of them a positive weight")
-    return {source.name: source.weight for source in config.sources}
+def _listed(sources: Sequence[SourceWeight]) -> dict[str, float]:
+    return {source.name: source.weight for source in sources}
+
+
+def _names(config: DataConfig, prepared: Prepared) -> tuple[str, ...]:
+    """Every source that has a weight in any phase, those of weight 0 included, in order of appearance.
+
+    Raises:
+      ConfigError: the prepared data has no such source.
+    """
+    names = dict.fromkeys(source.name for source in config.sources) or dict.fromkeys(
+        prepared.sources
+    )
+    lists = [("data.sources", config.sources)]
+    lists += [(f"data.phases.{i}.sources", phase.sources) for i, phase in enumerate(config.phases)]
+    for field, sources in lists:
+        for source in sources:
+            if source.name not in prepared.sources:
+                raise ConfigError(
+                    f"{field}: {source.name!r} is not in {config.prepared!r}; "
+                    f"{nearest(source.name, list(prepared.sources))}"
+                )
+            names.setdefault(source.name)
+    return tuple(names)

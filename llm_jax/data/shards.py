@@ -58,6 +58,7 @@ class Split:
         self.num_characters: int = entry["characters"]  # code points of text
         counts = [shard.num_tokens for shard in self.shards]
         self._bases = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.digest = digest(entry)  # of the content: the shards are named with their sha256
         self._maps: dict[int, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from llm_jax.data.batch import check_batch
-from llm_jax.data.mixture import PERIOD, DataConfig, DataPlan, Interleave, SourceWeight
+from llm_jax.data.interleave import PERIOD, Interleave
+from llm_jax.data.mixture import DataConfig, DataPlan
 from llm_jax.data.permutation import permute
 from llm_jax.data.shards import TRAIN
+from llm_jax.data.weights import SourceWeight
 from llm_jax.errors import ConfigError, DataError
 from tests.data.conftest import BOS, EOS
 
@@ -125,7 +127,7 @@ def test_rows_never_change_between_versions(prepared):
 )
 def test_shares_hold_over_any_window(weights):
     weights = np.array(weights, dtype=np.float64)
-    mixture = Interleave(weights)
+    mixture = Interleave.of(weights)
     share = weights / weights.sum()
     rows = np.arange(3 * PERIOD)
     source, _ = mixture.locate(rows)
@@ -139,13 +141,13 @@ def test_shares_hold_over_any_window(weights):
 
 
 def test_the_rows_of_a_source_count_up_without_gaps():
-    mixture = Interleave(np.array([0.6, 0.25, 0.15]))
+    mixture = Interleave.of(np.array([0.6, 0.25, 0.15]))
     source, number = mixture.locate(np.arange(PERIOD - 500, PERIOD + 500))
     for name in range(3):
         mine = number[source == name]
         before = int(mixture.rows_before(PERIOD - 500)[name])
         assert mine.tolist() == list(range(before, before + len(mine)))
-    assert mixture.rows_before(mixture.period).tolist() == mixture.counts.tolist()
+    assert mixture.rows_before(mixture.period).tolist() == list(mixture.counts)
 
 
 def test_weights_are_shares_of_tokens_not_of_rows(make_prepared):

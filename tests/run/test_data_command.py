@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from llm_jax import tokenizer as tokenizers
@@ -55,19 +54,6 @@ def test_prepare_then_inspect(capsys, tmp_path, tokenizer, text):
     assert "verified" in out
     assert "row 1 · x" in out
     assert "says that" in out
-
-
-def test_a_segment_is_shown_with_its_last_target(tmp_path):
-    from llm_jax.data.batch import Batch
-
-    row = Batch(
-        *(
-            np.array(a)
-            for a in ([5, 6, 7, 0], [6, 9, 8, 0], [0, 1, 0, 0], [1, 1, 2, 0], [1, 1, 1, 0])
-        )
-    )
-    assert data.segment_ids(row, 1) == [5, 6, 9]
-    assert data.segment_ids(row, 2) == [7, 8]
 
 
 @pytest.mark.parametrize(

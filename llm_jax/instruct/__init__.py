@@ -1,0 +1,1 @@
+"""Instruction data and what is trained on it."""
