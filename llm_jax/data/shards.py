@@ -29,6 +29,8 @@ REJECTS = "rejects.jsonl"
 TOKENIZER = "tokenizer"
 TRAIN, HELDOUT = "train", "heldout"
 SPLITS = (TRAIN, HELDOUT)
+# values of a mask: a target that is text of an answer, and one that is not (end of turn, header)
+ANSWER, MARK = 1, 2
 
 
 @dataclass(frozen=True)

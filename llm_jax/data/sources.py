@@ -116,11 +116,17 @@ def _read_all(source: SourceConfig, rejects: Rejects) -> Iterator[Document]:
         yield from text_files.read_samples(source.name, source_files(source), rejects)
     else:
         files = source_files(source)
-        kind = source.format if source.format != "auto" else _format_of(source, files)
-        root = source.path if os.path.isdir(source.path) else os.path.dirname(files[0])
-        for file in files:
-            place = os.path.relpath(file, root) if len(files) > 1 else os.path.basename(file)
+        kind = file_format(source, files)
+        for file, place in places(source, files):
             yield from _read_file(source, kind, file, place, rejects)
+
+
+def places(source: SourceConfig, files: list[str]) -> list[tuple[str, str]]:
+    """Each file with how ids and messages call it."""
+    if len(files) == 1:
+        return [(files[0], os.path.basename(files[0]))]
+    root = source.path if os.path.isdir(source.path) else os.path.dirname(files[0])
+    return [(file, os.path.relpath(file, root)) for file in files]
 
 
 def source_files(source: SourceConfig) -> list[str]:
@@ -134,7 +140,7 @@ def source_files(source: SourceConfig) -> list[str]:
     if source.format == "sample":
         return _sample_files(source)
     files = find_files(source.path)
-    kind = source.format if source.format != "auto" else _format_of(source, files)
+    kind = file_format(source, files)
     wanted = [f for f in files if f.lower().endswith(SUFFIXES[kind])]
     # a file named outright is read whatever its ending; in a folder the ending decides
     files = wanted or (files if os.path.isfile(source.path) else [])
@@ -181,8 +187,10 @@ def find_files(path: str) -> list[str]:
     return matches
 
 
-def _format_of(source: SourceConfig, files: list[str]) -> str:
-    """The one format whose endings occur among `files`."""
+def file_format(source: SourceConfig, files: list[str]) -> str:
+    """The source's format, or the one whose endings occur among `files`. Raises DataError."""
+    if source.format != "auto":
+        return source.format
     kinds = {
         kind
         for kind, endings in SUFFIXES.items()
