@@ -54,7 +54,7 @@ class Rendered(NamedTuple):
 class _Ticks(Extension):
     """Calls `_tick` in every turn of every loop: the one way to bound the time of any thread."""
 
-    def filter_stream(self, stream: Any) -> Any:  # noqa: D102 (jinja's)
+    def filter_stream(self, stream: Any) -> Any:
         opened = False
         previous = ""
         for token in stream:
@@ -78,7 +78,7 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 (jinja's)
 
-    def parse(self, parser: Any) -> Any:  # noqa: D102 (jinja's)
+    def parse(self, parser: Any) -> Any:
         line = next(parser.stream).lineno
         body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
         return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)

@@ -88,7 +88,8 @@ _GEMMA = (
 
 # Stanford Alpaca's two prompts; a system turn takes the place of the sentence in front
 _ALPACA = (
-    _BOS + "{% if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% set turns = messages[1:] %}"
+    _BOS
+    + "{% if messages[0].role == 'system' %}{{ messages[0].content + '\\n\\n' }}{% set turns = messages[1:] %}"
     "{% else %}{% set turns = messages %}"
     "{{ 'Below is an instruction that describes a task' }}"
     "{% if turns[0].input %}{{ ', paired with an input that provides further context' }}{% endif %}"
@@ -104,7 +105,8 @@ _ALPACA = (
 )
 
 _VICUNA = (
-    _BOS + "{% if messages[0].role == 'system' %}{{ messages[0].content + ' ' }}{% set turns = messages[1:] %}"
+    _BOS
+    + "{% if messages[0].role == 'system' %}{{ messages[0].content + ' ' }}{% set turns = messages[1:] %}"
     "{% else %}{% set turns = messages %}"
     '{{ "A chat between a curious user and an artificial intelligence assistant. '
     "The assistant gives helpful, detailed, and polite answers to the user's questions. \" }}{% endif %}"
@@ -128,9 +130,7 @@ _IM = ("<|im_start|>", "<|im_end|>")
 TEMPLATES = {
     template.name: template
     for template in (
-        ChatTemplate(
-            name="chatml", text=_BOS + _CHATML, specials=_IM, end_of_turn="<|im_end|>"
-        ),
+        ChatTemplate(name="chatml", text=_BOS + _CHATML, specials=_IM, end_of_turn="<|im_end|>"),
         ChatTemplate(name="qwen", text=_QWEN, specials=_IM, end_of_turn="<|im_end|>"),
         ChatTemplate(name="llama2", text=_LLAMA2),
         ChatTemplate(

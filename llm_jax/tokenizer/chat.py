@@ -66,11 +66,7 @@ def for_chat(
     if SPECIALS in files:
         files[SPECIALS] = _json(_renamed(_object(files, SPECIALS), tokenizer, placed, end_of_turn))
     files[tokenizer_files.CHAT_TEMPLATE] = template.encode()
-    kind = (
-        HuggingFaceTokenizer
-        if tokenizer_files.HUGGING_FACE in files
-        else SentencePieceTokenizer
-    )
+    kind = HuggingFaceTokenizer if tokenizer_files.HUGGING_FACE in files else SentencePieceTokenizer
     made = kind(files, "the tokenizer with the chat template's tokens")
     for id, piece in placed.items():
         if made.id_of(piece) != id or id not in made.special_ids:
@@ -85,7 +81,9 @@ def _places(tokenizer: Tokenizer, lacking: Sequence[str]) -> dict[int, str]:
     """Id -> piece for every piece that the vocabulary lacks."""
     if not lacking:
         return {}
-    reserved = [i for i in sorted(tokenizer.special_ids) if RESERVED.fullmatch(tokenizer.piece_of(i))]
+    reserved = [
+        i for i in sorted(tokenizer.special_ids) if RESERVED.fullmatch(tokenizer.piece_of(i))
+    ]
     behind = range(tokenizer.vocab_size, tokenizer.vocab_size + len(lacking))
     return dict(zip([*reserved, *behind], lacking, strict=False))
 
