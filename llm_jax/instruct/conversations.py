@@ -63,7 +63,7 @@ class Conversation(NamedTuple):
     id: str = ""  # where it comes from: "part-1.jsonl:37"
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """A record that is no conversation; the message is the reason it is counted under."""
 
 
@@ -87,7 +87,7 @@ def read_conversations(
         try:
             turns = tuple(_clean(turn, rejects) for turn in TURNS[form](record.fields))
             check(turns)
-        except Unusable as reason:
+        except UnusableError as reason:
             rejects.add(str(reason), record.place, repr(record.fields))
             continue
         yield Conversation(turns, record.place)
@@ -112,22 +112,22 @@ def detect(record: Record, source: str) -> ConversationFormat:
 
 
 def check(turns: tuple[Turn, ...]) -> None:
-    """Raises Unusable unless the turns are a conversation with answers."""
+    """Raises UnusableError unless the turns are a conversation with answers."""
     if not turns:
-        raise Unusable("empty conversation")
+        raise UnusableError("empty conversation")
     spoken = turns[1:] if turns[0].role == "system" else turns
     if any(turn.role == "system" for turn in spoken):
-        raise Unusable("a system turn that is not the first")
+        raise UnusableError("a system turn that is not the first")
     for one, other in pairwise(spoken):
         if one.role == other.role:
-            raise Unusable(f"two {one.role} turns in a row")
+            raise UnusableError(f"two {one.role} turns in a row")
     if not spoken or spoken[0].role != "user":
-        raise Unusable("does not begin with a user turn")
+        raise UnusableError("does not begin with a user turn")
     if spoken[-1].role != "assistant":
-        raise Unusable("no answer to the last user turn")
+        raise UnusableError("no answer to the last user turn")
     for turn in spoken:
         if not turn.text.strip():
-            raise Unusable("empty answer" if turn.role == "assistant" else "empty user turn")
+            raise UnusableError("empty answer" if turn.role == "assistant" else "empty user turn")
 
 
 def _clean(turn: Turn, rejects: Rejects) -> Turn:
@@ -155,15 +155,15 @@ def _sharegpt(fields: dict[str, Any]) -> Iterator[Turn]:
 
 def _turns(turns: Any, role_field: str, text_field: str, what: str) -> Iterator[Turn]:
     if not isinstance(turns, list):
-        raise Unusable(f"no list of {what}")
+        raise UnusableError(f"no list of {what}")
     for turn in turns:
         if not isinstance(turn, dict) or role_field not in turn or text_field not in turn:
-            raise Unusable(f"a turn without {role_field!r} and {text_field!r}")
+            raise UnusableError(f"a turn without {role_field!r} and {text_field!r}")
         role = turn[role_field]
         if not isinstance(role, str) or role.lower() not in ROLES:
-            raise Unusable(f"unknown role {str(role)[:20]!r}")
+            raise UnusableError(f"unknown role {str(role)[:20]!r}")
         if turn.get("tool_calls"):
-            raise Unusable("a turn with tool calls")
+            raise UnusableError("a turn with tool calls")
         yield Turn(ROLES[role.lower()], _text(turn[text_field]))
 
 
@@ -175,7 +175,7 @@ def _text(content: Any) -> str:
     ):
         return "".join(part["text"] for part in content)
     if not isinstance(content, str):
-        raise Unusable("a turn whose content is not text")
+        raise UnusableError("a turn whose content is not text")
     return content
 
 
@@ -187,11 +187,11 @@ def _system(fields: dict[str, Any]) -> Iterator[Turn]:
 def _alpaca(fields: dict[str, Any]) -> Iterator[Turn]:
     for name in ("instruction", "output"):
         if not isinstance(fields.get(name), str):
-            raise Unusable(f"no text {name!r}")
+            raise UnusableError(f"no text {name!r}")
     yield from _system(fields)
     for exchange in fields.get("history") or []:
         if not isinstance(exchange, list) or len(exchange) != 2:
-            raise Unusable("a history that is not pairs")
+            raise UnusableError("a history that is not pairs")
         yield Turn("user", _text(exchange[0]))
         yield Turn("assistant", _text(exchange[1]))
     context = fields.get("input") or ""
@@ -205,7 +205,7 @@ def _alpaca(fields: dict[str, Any]) -> Iterator[Turn]:
 def _prompt_completion(fields: dict[str, Any]) -> Iterator[Turn]:
     pair = next(((a, b) for a, b in PAIRS if a in fields and b in fields), None)
     if pair is None:
-        raise Unusable("no prompt with a completion")
+        raise UnusableError("no prompt with a completion")
     yield from _system(fields)
     for value, role in zip((fields[name] for name in pair), ("user", "assistant"), strict=True):
         if isinstance(value, list):

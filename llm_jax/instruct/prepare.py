@@ -134,7 +134,7 @@ class _Stage:
         self._seen: set[bytes] = set()
         self._duplicates = 0
         self._digest = hashlib.sha256()  # of every conversation that is kept, in order
-        self._lengths = Counter(dict.fromkeys(LENGTHS, 0))
+        self._lengths: Counter[str] = Counter({length: 0 for length in LENGTHS})
         self._places: list[str] = []  # of the conversations that are being encoded, in order
 
     def write(self, root: Path, progress: Callable[[Progress], None]) -> dict[str, Any]:

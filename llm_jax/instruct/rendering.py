@@ -95,14 +95,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Refuses results of more than MAX_PRODUCT items or digits."""
         if operator == "%" and isinstance(left, str):
-            widest = max(map(int, re.findall(r"\d+", left)), default=0)
+            widest = max((int(digits) for digits in re.findall(r"\d+", left)), default=0)
             if widest > MAX_PRODUCT or "*" in left:
                 raise jinja2.exceptions.SecurityError("a format wider than is sensible")
         if operator == "**" and abs(right) > 64:
             raise jinja2.exceptions.SecurityError("a power larger than is sensible")
         if operator == "*":
             for one, other in ((left, right), (right, left)):
-                if isinstance(one, str | list | tuple) and len(one) * other > MAX_PRODUCT:
+                if isinstance(one, str | list | tuple) and len(one) * int(other) > MAX_PRODUCT:
                     raise jinja2.exceptions.SecurityError("a product larger than is sensible")
         return super().call_binop(context, operator, left, right)
 
@@ -233,7 +233,8 @@ class Renderer:
                 **self._given,
             )
         except TimeoutError:
-            raise TemplateError(
+            # no TemplateError: it is no matter of this conversation, the stage must not wait for each
+            raise DataError(
                 f"chat template {self.template.name!r} takes longer than {SECONDS:g} s for a conversation of "
                 f"{len(turns)} turns; it must not loop for ever"
             ) from None
@@ -273,10 +274,9 @@ def _unmarked(text: str) -> str:
 
 def _marked_spans(marked: str) -> list[tuple[int, int]]:
     """(start, end) of the marked parts, in the text without marks."""
-    spans, start, marks = [], 0, 0
-    for match in re.finditer(f"[{OPEN}{CLOSE}]", marked):
+    spans, start = [], 0
+    for marks, match in enumerate(re.finditer(f"[{OPEN}{CLOSE}]", marked)):
         at = match.start() - marks
-        marks += 1
         if match[0] == OPEN:
             start = at
         elif at > start:

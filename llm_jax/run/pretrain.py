@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,13 +108,7 @@ def pretrain(
 ) -> TrainState:
     """Runs a pretraining session; see `train_session`."""
     prepared = open_prepared(config.data.prepared)
-    tokenizer = tokenizers.load(prepared.tokenizer_folder)
-    if tokenizer.fingerprint != prepared.tokenizer_fingerprint:
-        raise DataError(
-            f"{prepared.tokenizer_folder}: not the tokenizer that the data was prepared with (fingerprint "
-            f"{tokenizer.fingerprint[:12]}, the manifest says {prepared.tokenizer_fingerprint[:12]}); put that one "
-            "back, or prepare the data again"
-        )
+    tokenizer = prepared_tokenizer(prepared)
     begun = beginning(config, tokenizer)
     config = begun.config
     check_vocabulary(config, prepared)
@@ -151,6 +145,18 @@ def pretrain(
         guard=guard,
     )
     return train_session(parts, console)
+
+
+def prepared_tokenizer(prepared: Prepared) -> Tokenizer:
+    """The tokenizer in a folder of token shards. Raises DataError if it is another than theirs."""
+    tokenizer = tokenizers.load(prepared.tokenizer_folder)
+    if tokenizer.fingerprint != prepared.tokenizer_fingerprint:
+        raise DataError(
+            f"{prepared.tokenizer_folder}: not the tokenizer that the data was prepared with (fingerprint "
+            f"{tokenizer.fingerprint[:12]}, the manifest says {prepared.tokenizer_fingerprint[:12]}); put that one "
+            "back, or prepare the data again"
+        )
+    return tokenizer
 
 
 class Beginning(NamedTuple):
@@ -205,7 +211,7 @@ def check_guard(config: PretrainConfig, corpora: Mapping[str, Corpus]) -> None:
 def bytes_per_token(plan: DataPlan, prepared: Prepared) -> dict[str, float]:
     """UTF-8 bytes of text behind one target, by source; BOS is no target, EOS is one."""
     train = {name: prepared.sources[name]["train"] for name in plan.source_names}
-    return {name: split.num_bytes / max(split.num_pairs, 1) for name, split in train.items()}
+    return {name: split.num_bytes / max(split.num_targets, 1) for name, split in train.items()}
 
 
 def heldout_corpora(
@@ -271,10 +277,22 @@ def start_processes() -> None:
 
 def main(argv: list[str]) -> None:
     """The command."""
+    description = "Trains a model; a run folder that holds checkpoints is resumed."
+    run_command("llm-jax pretrain", description, PretrainConfig, pretrain, argv)
+
+
+def run_command(
+    program: str,
+    description: str,
+    kind: type[Any],
+    action: Callable[..., Any],
+    argv: list[str],
+) -> None:
+    """What the commands that train have in common: a config of some kind, overrides, a session."""
     parser = cli.Parser(
-        prog="llm-jax pretrain",
-        description="Trains a model; a run folder that holds checkpoints is resumed.",
-        epilog="Any setting is overridden as --model.num-layers 8; the run's own config.json is a CONFIG too.",
+        prog=program,
+        description=description,
+        epilog="Any setting is overridden as --train.steps 8; the run's own config.json is a CONFIG too.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -290,9 +308,9 @@ def main(argv: list[str]) -> None:
         help="go on from this checkpoint (default: the newest good one)",
     )
     known, overrides = parser.parse_known_args(argv)
-    config = config_files.load(known.config, PretrainConfig, overrides)
+    config = config_files.load(known.config, kind, overrides)
     start_processes()
-    pretrain(config, Console(), take_over=known.take_over, from_step=known.step)
+    action(config, Console(), take_over=known.take_over, from_step=known.step)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from llm_jax.checkpoint.store import Store
 from llm_jax.data.batch import Batch, check_batch
 from llm_jax.data.loader import batches
 from llm_jax.data.mixture import DataPlan
-from llm_jax.errors import ConfigError
+from llm_jax.errors import ConfigError, DataError
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.generate import generate
 from llm_jax.generate.decode import check_lengths, encode_prompt
@@ -75,7 +75,7 @@ def train_session(parts: Parts, console: Console) -> TrainState:
     stages = make_stages(parts, mesh, optimizer)
     evaluator = make_evaluator(parts, mesh)
     if parts.train.sample_every_steps:
-        prompts = [encode_prompt(parts.tokenizer, prompt) for prompt in parts.samples.prompts]
+        prompts = [encode_prompt(parts.tokenizer, prompt) for prompt in parts.prompts]
         check_lengths(parts.model, prompts, parts.samples.sampling(seed=0))
     require_agreement(parts)
     require_run_folder(parts.folder)
@@ -291,7 +291,7 @@ class RunHooks:
         config = self.parts.samples
         parts = self.parts
         texts = generate(
-            params, parts.model, parts.tokenizer, config.prompts, config.sampling(seed=step)
+            params, parts.model, parts.tokenizer, parts.prompts, config.sampling(seed=step)
         )
         shown = [
             f"{prompt}|{made.text}\n" for prompt, made in zip(config.prompts, texts, strict=True)
@@ -342,6 +342,11 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
         for number, batch in enumerate(feed):
             if number == 0:  # a mistake in the data shows at once, or hardly ever
                 check_batch(batch, parts.model.vocab_size)
+            if not batch.loss_mask_BT.any():
+                raise DataError(
+                    f"the batch of step {start + number + 1} has no target token; prepare the data again, with "
+                    "answers in every conversation"
+                )
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
 
 
