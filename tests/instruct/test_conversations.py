@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llm_jax.data.documents import Rejects
-from llm_jax.data.records import Record, read_records
+from llm_jax.data.records import Record
 from llm_jax.data.sources import SourceConfig
 from llm_jax.errors import DataError
 from llm_jax.instruct.conversations import Turn, detect, read_conversations
@@ -52,10 +52,10 @@ def write(path: Path, rows: list) -> Path:
     return path
 
 
-def read(path: Path | str, form="auto", **settings) -> tuple[list, Rejects]:
+def read(path: Path | str, **settings) -> tuple[list, Rejects]:
     rejects = Rejects()
     source = SourceConfig(name="talk", path=str(path), **settings)
-    return [talk.turns for talk in read_conversations(source, form, rejects)], rejects
+    return [talk.turns for talk in read_conversations(source, "auto", rejects)], rejects
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -91,7 +91,7 @@ def test_a_prompt_and_its_completion_may_be_strings(tmp_path, question, answer):
     assert found == [(Turn("user", "Q"), Turn("assistant", "A"))]
 
 
-def test_gzip_parquet_and_tfds_hold_the_same_conversations(tmp_path):
+def test_gzip_and_parquet_hold_the_same_conversations(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -103,28 +103,31 @@ def test_gzip_parquet_and_tfds_hold_the_same_conversations(tmp_path):
     assert read(tmp_path / "c.parquet")[0] == plain
 
 
-def test_tfds_examples_become_records_of_plain_values(monkeypatch):
-    import numpy as np
+def test_a_tfds_dataset_holds_the_same_conversations(tmp_path):
+    import tensorflow_datasets as tfds
 
-    from llm_jax.data import record_files
+    class TinyTalks(tfds.core.GeneratorBasedBuilder):
+        __module__ = "tiny_talks"  # without dots, see tests/data/test_record_files.py
+        VERSION = tfds.core.Version("1.0.0")
 
-    # as tfds.data_source gives a Sequence of features: an object of lists of bytes
-    example = {
-        "messages": {
-            "role": [b"user", b"assistant"],
-            "content": np.array(["一".encode(), b"two"], object),
-        },
-        "id": np.int64(3),
-    }
-    monkeypatch.setattr(record_files, "tfds_examples", lambda name, split: [example])
-    source = SourceConfig(name="talk", format="tfds", path="chat:train")
-    (record,) = read_records(source, Rejects())
-    assert record.place == "chat:train:1"
-    assert record.fields["id"] == 3
-    assert record.fields["messages"] == [
-        {"role": "user", "content": "一"},
-        {"role": "assistant", "content": "two"},
-    ]
+        def _info(self):
+            turn = {"role": tfds.features.Text(), "content": tfds.features.Text()}
+            messages = {"messages": tfds.features.Sequence(turn)}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(messages)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):  # pyright: ignore
+            yield 0, FORMATS["messages"]
+
+    builder = TinyTalks(data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare()
+    found, rejects = read(f"{builder.data_path}:train", format="tfds")
+    assert found == [TALK]
+    assert rejects.total == 0
 
 
 def talk(*turns: tuple[str, object]) -> dict:
