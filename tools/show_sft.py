@@ -30,7 +30,7 @@ import pyarrow
 PROGRAM = "from llm_jax.run.cli import entry; entry()"  # what the script llm-jax holds
 CHARACTERS = 3000  # of each document: the first ones
 LONGEST = 150  # characters of either side of a pair
-PAIRS, TASKS, SEQ_LEN, ROWS, VOCABULARY = 12_000, 60, 256, 4, 3072
+PAIRS, TASKS, SEQ_LEN, ROWS, VOCABULARY = 12_000, 40, 256, 4, 3072
 FALL, WINS = 0.15, 0.9
 ASK = {
     "en-zh": ("Translate into Chinese:", "把下面的英文翻译成中文："),
@@ -216,21 +216,22 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("corpus", nargs="?", type=Path, default=Path("../shared/corpus"))
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--folder", type=Path, help="keep everything here")
+    parser.add_argument("--folder", type=Path, help="keep everything here, and use its base")
     parser.add_argument("--base-steps", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=160)
     words = parser.parse_args()
     with contextlib.ExitStack() as stack:
         root = words.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(exist_ok=True, parents=True)
         texts, made = write_sources(words.corpus, root)
-        train_base(texts, root, words.base_steps)
+        if not (root / "base").exists():
+            train_base(texts, root, words.base_steps)
         tune(made, root, words.steps)
         before = plain_bits(root, made)
         run = evaluations(root / "tuned")
         command(
             "eval", root / "tuned", "--tasks", root / "tasks.jsonl", "--against", root / "base",
-            "--max-new-tokens", 64, "--batch-size", 32, "--out", root / "tasks.json",
+            "--max-new-tokens", 48, "--batch-size", 32, "--out", root / "tasks.json",
         )  # fmt: skip
         tasks = json.loads((root / "tasks.json").read_text(encoding="utf-8"))
         table = report(before, run, tasks)
