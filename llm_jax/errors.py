@@ -1,4 +1,5 @@
-"""Errors a user can fix. Commands print them as one line and exit with status 2; anything else is a bug.
+"""Errors a user can fix. Commands print them as one line and exit with status 2 (69 where waiting may help);
+anything else is a bug.
 
 A message names the field (or file), the value, the rule it breaks, and what to do instead.
 """
@@ -18,6 +19,10 @@ class DataError(UserError, ValueError):
 
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint or run folder is missing, damaged, locked, or does not fit the config."""
+
+
+class UnavailableError(ConfigError, CheckpointError):
+    """Nothing is wrong that time may not mend: a host that is late, a lock whose owner may be dead."""
 
 
 class TrainingError(UserError, RuntimeError):

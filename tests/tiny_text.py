@@ -1,6 +1,7 @@
 """Small real tokenizers of both kinds, trained once, and the text they were trained on."""
 
 import functools
+import json
 import tempfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from llm_jax.tokenizer import Tokenizer, TokenizerTrainConfig, load, train
+from llm_jax.tokenizer.vocab_merges import MERGES, VOCABULARY
 
 ENGLISH = [
     "The model reads text and learns which letters follow each other.\n",
@@ -77,3 +79,16 @@ TOKENIZERS = {
     "byte-level": byte_level,
     "metaspace": metaspace_bytes,
 }
+
+
+def older_files(**settings) -> dict[str, bytes]:
+    """The tiny byte-level vocabulary in two files, and what tokenizer_config.json says."""
+    model = json.loads(byte_level().files["tokenizer.json"])["model"]
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    files = {
+        VOCABULARY: json.dumps(model["vocab"], ensure_ascii=False).encode(),
+        MERGES: ("#version: 0.2\n" + "\n".join(pairs) + "\n").encode(),
+    }
+    if settings:
+        files["tokenizer_config.json"] = json.dumps(settings).encode()
+    return files

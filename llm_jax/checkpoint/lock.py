@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from llm_jax.checkpoint.processes import all_say, first_says, is_first
-from llm_jax.errors import CheckpointError
+from llm_jax.errors import CheckpointError, UnavailableError
 
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 300  # 30 missed heartbeats; a slow network filesystem misses a few
@@ -46,16 +46,15 @@ class RunLock:
 
     def acquire(self) -> None:
         """Takes the lock. Raises CheckpointError naming the owner if somebody else has it."""
-        problem = ""
+        problem: CheckpointError | None = None
         if is_first():
             try:
                 self._claim()
             except CheckpointError as error:
-                problem = str(error)
-        if not first_says(not problem):
-            raise CheckpointError(
-                problem
-                or f"{self.folder}: process 0 could not lock the run folder; see its message"
+                problem = error
+        if not first_says(problem is None):
+            raise problem or UnavailableError(
+                f"{self.folder}: process 0 could not lock the run folder; see its message"
             )
         self._held = True
         if is_first():
@@ -114,7 +113,9 @@ class RunLock:
                     "taking over was asked for" if self._take_over else ""
                 )
                 if not reason:
-                    raise CheckpointError(
+                    # of another machine, it may be dead all the same: time will tell
+                    elsewhere = owner.get("machine") != _machine()
+                    raise (UnavailableError if elsewhere else CheckpointError)(
                         f"{self.folder} is in use by {who}; wait for it, use another folder, or, "
                         "if you know that it is dead, pass --take-over"
                     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from llm_jax.data.batch import Batch
 from llm_jax.data.mixture import DataPlan
+from llm_jax.data.row_order import RowOrder
 from llm_jax.data.workers import die_with_parent
 from llm_jax.errors import ConfigError
 
@@ -26,8 +27,8 @@ ENDLESS = 1 << 48  # steps; Grain wants a length
 class _Steps:
     """Item i is this process's part of the batch of step `start_step + i`."""
 
-    def __init__(self, plan: DataPlan, batch_size: int, rows: np.ndarray, start_step: int) -> None:
-        self._plan, self._batch_size = plan, batch_size
+    def __init__(self, plan: DataPlan, order: RowOrder, rows: np.ndarray, start_step: int) -> None:
+        self._plan, self._order = plan, order
         self._rows, self._start_step = rows, start_step
 
     def __len__(self) -> int:
@@ -35,7 +36,7 @@ class _Steps:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         # a plain tuple: Grain's options for containers differ between its versions; tuples are safe
-        return tuple(self._plan.rows((self._start_step + index) * self._batch_size + self._rows))
+        return tuple(self._plan.rows(self._order.rows(self._start_step + index)[self._rows]))
 
 
 class Loader(Iterator[Batch]):
@@ -70,10 +71,11 @@ def batches(
     start_step: int = 0,
     workers: int = 0,
     prefetch: int = 4,
+    order: RowOrder | None = None,
 ) -> Loader:
     """Yields the batch of step `start_step`, then of each following step, without end.
 
-    Row r of step s is row `s * batch_size + r` of the plan, whatever `rows`, `workers` and
+    Row r of step s is row `order.rows(s)[r]` of the plan, whatever `rows`, `workers` and
     `prefetch` are.
 
     Args:
@@ -83,6 +85,7 @@ def batches(
       start_step: the first step.
       workers: processes that read; 0 reads in threads of this one.
       prefetch: batches read ahead, by each worker; 0 (without workers) reads when asked.
+      order: rows by step; None: `s * batch_size + r`.
     """
     import grain
 
@@ -97,7 +100,8 @@ def batches(
     if workers:
         _check_shared_memory(rows.size * plan.seq_len * BYTES_PER_POSITION, workers, prefetch)
     _mark_flags_parsed()
-    steps = grain.MapDataset.source(_Steps(plan, batch_size, rows, start_step))
+    order = order or RowOrder(sizes=((0, batch_size),))
+    steps = grain.MapDataset.source(_Steps(plan, order, rows, start_step))
     ahead = 0 if workers else prefetch
     dataset = steps.to_iter_dataset(
         grain.ReadOptions(num_threads=min(ahead, 2), prefetch_buffer_size=ahead)

@@ -142,6 +142,7 @@ class DataPlan:
         *,
         rows_before: Callable[[int], int] | None = None,
         steps: int = 0,
+        budget_rows: int = 0,
     ) -> None:
         """Plans the rows of `config` over `prepared` (by default opened from `config.prepared`).
 
@@ -151,6 +152,7 @@ class DataPlan:
           rows_before: rows that the steps before a step take, `step * batch_size` as a rule; needed by
             phases and by UniMax, which count in steps.
           steps: of the run; UniMax counts its epochs over them unless `config.budget_steps` is set.
+          budget_rows: the same in rows, where it is not `rows_before(steps)`.
 
         Raises:
           ConfigError: an unknown source, or a rule that cannot be kept.
@@ -173,7 +175,7 @@ class DataPlan:
         # weights are token shares, and best-fit rows are not equally full in every source
         per_row = np.array([max(rows.plan.fill, 1e-9) for rows in self._rows]) * self.seq_len
         count = rows_before or (lambda step: 0)
-        budget = count(config.budget_steps or steps)
+        budget = budget_rows or count(config.budget_steps or steps)
         self.weights = [self._base_weights(per_row, budget)]
         self.weights += [_listed(phase.sources) for phase in config.phases]
         edges = [(0, 0)]  # of the change to each phase

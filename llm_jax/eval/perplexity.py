@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -107,6 +107,10 @@ class EvalResult:
         return {source: score.to_dict() for source, score in scores.items()}
 
 
+class BrokenOffError(Exception):
+    """An evaluation was asked to stop before its end."""
+
+
 class Evaluator:
     """Scores the same windows for any parameters, with one compiled program.
 
@@ -155,9 +159,9 @@ class Evaluator:
         shards = 1 if self._mesh is None else math.prod(self._mesh.shape[a] for a in RULES["batch"])
         return -(-needed // shards) * shards
 
-    def evaluate(self, params: Params) -> EvalResult:
-        """Scores every source."""
-        nats, at = self.document_nats(params), 0
+    def evaluate(self, params: Params, stop: Callable[[], bool] = lambda: False) -> EvalResult:
+        """Scores every source. Raises BrokenOffError as soon as `stop`, asked before every batch, says so."""
+        nats, at = self.document_nats(params, stop), 0
         sources: dict[str, Score] = {}
         resamples = []
         for number, (name, corpus) in enumerate(self._corpora.items()):
@@ -171,12 +175,14 @@ class Evaluator:
         tokens = np.concatenate([c.tokens for c in self._corpora.values()])
         return EvalResult(sources=sources, total=_score(columns, tokens, np.sum(resamples, axis=0)))
 
-    def document_nats(self, params: Params) -> np.ndarray:
-        """Nats of every document, float64, in the order of the corpora."""
+    def document_nats(self, params: Params, stop: Callable[[], bool] = lambda: False) -> np.ndarray:
+        """Nats of every document, float64, in the order of the corpora. Raises as `evaluate`."""
         nats = np.zeros(self.num_documents)
         waiting: tuple[Rows, jax.Array] | None = None
         with jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext():
             for rows in self._plan.batches(self._batch_size):
+                if stop():
+                    raise BrokenOffError
                 scored = _token_nats(params, self._model_config, *self._place(rows))
                 if waiting:  # read one batch behind, so that the device does not wait for the host
                     _add(nats, *waiting)

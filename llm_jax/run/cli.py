@@ -1,6 +1,7 @@
 """The front of every command: verbs, one-line errors, exit statuses.
 
 0: done. 1: a bug, with a traceback. 2: something the user can fix, told in one line on stderr.
+69: the same, but waiting may help: a host that is late. 75: training hung and its watchdog ended it.
 130: stopped by Ctrl-C. `LLM_JAX_DEBUG=1` shows the traceback of user errors too.
 """
 
@@ -17,9 +18,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from llm_jax.config import nearest
-from llm_jax.errors import ConfigError, UserError
+from llm_jax.errors import ConfigError, UnavailableError, UserError
 
 STOPPED = 130
+UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
 
 # verb -> (module in llm_jax.run, what it does); modules load only when called, so `--help` is instant
 VERBS = {
@@ -28,12 +30,17 @@ VERBS = {
     "data": "raw text to token shards: clean, language, dedup, decontaminate, prepare, verify",
     "pretrain": "train a model from a config",
     "instruct": "tune a model on conversations from a config",
+    "self-instruct": "instructions and answers, bootstrapped from seed tasks with a model or an endpoint",
     "eval": "perplexity, bits per byte and bits per character of a model",
     "generate": "continue prompts with a model",
     "chat": "talk with an instruction-tuned model",
     "import": "turn a Hugging Face model into ours, checked",
     "export": "write a model for transformers, checked",
+    "replay": "do a step of a run again and compare it bit for bit",
+    "report": "where a run's time went, and its curves, scores and samples as a page",
     "verify": "check that a model's files are what was saved",
+    "supervise": "start a command again when it crashes, hangs or is preempted",
+    "doctor": "check hosts, devices, versions, data and disk before a run",
 }
 
 # causes of an OSError that are the user's to mend
@@ -87,7 +94,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         if os.environ.get("LLM_JAX_DEBUG") == "1":
             raise
         print("error:", str(error).replace("\n", " "), file=sys.stderr)
-        return 2
+        return UNAVAILABLE if isinstance(error, UnavailableError) else 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return STOPPED
@@ -144,7 +151,8 @@ def dispatch(argv: list[str]) -> None:
         return
     if argv[0] not in VERBS:
         raise ConfigError(f"unknown command {argv[0]!r}; {nearest(argv[0], list(VERBS))}")
-    importlib.import_module(f"llm_jax.run.{argv[0]}").main(argv[1:])
+    module = argv[0].replace("-", "_")
+    importlib.import_module(f"llm_jax.run.{module}").main(argv[1:])
 
 
 def entry() -> None:

@@ -24,7 +24,7 @@ from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_texts
 from llm_jax.model import ModelConfig, Params, abstract_params, logical_axes
-from llm_jax.run.parts import Base, Parts
+from llm_jax.run.parts import ORIGIN, Base, Parts
 from llm_jax.sharding import partition_spec
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.tokenizer.base import start_id
@@ -53,7 +53,12 @@ def find_base(model: str) -> Base:
             f"{checkpoint}: its tokenizer has {tokenizer.vocab_size} ids, but its embedding has "
             f"{config.vocab_size} rows; the folder mixes two models, use the original one"
         )
-    return Base(folder=str(checkpoint), model=config, tokenizer=tokenizer)
+    return Base(folder=str(checkpoint), model=config, tokenizer=tokenizer, origin=origin_of(meta))
+
+
+def origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the record of an imported model, or of a run that began with one, says for an export."""
+    return {name: record[name] for name in ORIGIN if name in record}
 
 
 def recorded(run: Path) -> dict[str, Any] | None:

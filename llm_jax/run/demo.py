@@ -3,6 +3,12 @@
     1 train a tokenizer          2 prepare token shards        3 pretrain a few million parameters
     4 measure held-out text      5 continue prompts in English and Chinese
 
+and with its own text, the short form of carrying a model to Chinese:
+
+    6 put Chinese pieces behind the vocabulary      7 prepare the same text in it
+    8 go on: new rows alone, then everything, while a guard watches English
+    9 measure the same held-out text, and compare
+
 It runs the commands a user would type, and prints each before it runs: there is no other path
 through the code than theirs, and its folder can be resumed, measured and looked into like any other.
 """
@@ -10,10 +16,13 @@ through the code than theirs, and its folder can be resumed, measured and looked
 import json
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from llm_jax import config as config_files
 from llm_jax.checkpoint.run_folder import steps_in
@@ -31,7 +40,7 @@ from llm_jax.run import tokenizer as tokenizer_command
 from llm_jax.run.parts import BEST_METRIC, SampleConfig
 from llm_jax.run.pretrain import PretrainConfig
 from llm_jax.sharding import MeshConfig
-from llm_jax.train import OptimizerConfig, StepConfig, TrainConfig
+from llm_jax.train import ForgettingConfig, OptimizerConfig, StageConfig, StepConfig, TrainConfig
 
 # 8 MB of documentation in three packages of the core; all installed packages would take minutes to read
 ENGLISH = "en=package-docs:jax,numpy,scipy"
@@ -39,6 +48,10 @@ CHINESE = "zh=sample:zh"
 # the Chinese sample is 60 times smaller: seen about five times, at this share of the tokens
 SHARES = (SourceWeight(name="en", weight=0.8), SourceWeight(name="zh", weight=0.2))
 PROMPTS = ("The function returns", "这是")
+# carried to Chinese: pieces of several characters, and text that is mostly Chinese
+NEW_PIECES, CARRY_STEPS = 500, 80
+CARRIED_SHARES = (SourceWeight(name="en", weight=0.4), SourceWeight(name="zh", weight=0.6))
+HOLDOUT = ("--holdout-fraction", "0.03")
 COMMANDS = {
     "tokenizer": tokenizer_command.main,
     "data": data_command.main,
@@ -75,6 +88,26 @@ def demo_config(
     )
 
 
+def carry_config(base: PretrainConfig, prepared: str, run: str, steps: int) -> PretrainConfig:
+    """What `configs/continue_zh.py` does, to the model that `base` trains, in `steps` updates."""
+    return PretrainConfig(
+        run=run,
+        init_from=base.run,
+        data=replace(base.data, prepared=prepared, sources=CARRIED_SHARES),
+        stages=StageConfig(
+            new_rows_steps=3 * steps // 8, new_rows_lr=3e-3, new_rows_warmup_steps=5
+        ),
+        optimizer=OptimizerConfig(peak_lr=5e-4, final_lr_fraction=0.03, warmup_steps=10),
+        forgetting=ForgettingConfig(sources=("en",), max_increase=0.05),
+        step=base.step,
+        train=TrainConfig(steps=steps, log_every_steps=20, eval_every_steps=steps // 2),
+        mesh=base.mesh,
+        checkpoint=base.checkpoint,
+        # five starts are measured before the first step
+        eval=replace(base.eval, max_tokens=4_000),
+    )
+
+
 class Stage(NamedTuple):
     """One command of the demo, as a user would type it."""
 
@@ -84,6 +117,7 @@ class Stage(NamedTuple):
     makes: str = (
         ""  # a folder that appears when the command is done; the demo then need not repeat it
     )
+    trains: PretrainConfig | None = None  # what a `pretrain` is to finish
 
 
 def settle(root: Path, settings: dict[str, Any]) -> None:
@@ -112,42 +146,76 @@ def settle(root: Path, settings: dict[str, Any]) -> None:
 def stages(root: Path, sources: list[str], config: PretrainConfig) -> list[Stage]:
     """The five commands, from raw text to generated text, all inside the folder `root`."""
     tokenizer, prepared, run = str(root / "tokenizer"), config.data.prepared, config.run
-    size = str(config.model.vocab_size)
     specs = [word for source in sources for word in ("--source", source)]
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    train = ["train", "--input", *sources, "--output", tokenizer]
     # coverage: the Chinese sample is a small part of all text, and its rarer characters would be bytes
-    train = [
-        "train",
-        "--input",
-        *sources,
-        "--output",
-        tokenizer,
-        "--vocab-size",
-        size,
-        "--character-coverage",
-        "0.9999",
-    ]
-    prepare = [
-        "prepare",
-        *specs,
-        "--tokenizer",
-        tokenizer,
-        "--output",
-        prepared,
-        "--holdout-fraction",
-        "0.03",
-    ]
+    train += ["--vocab-size", str(config.model.vocab_size), "--character-coverage", "0.9999"]
+    prepare = ["prepare", *specs, "--tokenizer", tokenizer, "--output", prepared, *HOLDOUT]
+    generate = [run, *prompts, "--max-new-tokens", "60", "--temperature", "0.7"]
     return [
         Stage("1  train a tokenizer", "tokenizer", train, f"{tokenizer}/tokenizer.model"),
         Stage("2  prepare token shards", "data", prepare, prepared),
-        Stage("3  pretrain", "pretrain", [str(root / "pretrain.json")]),
+        Stage("3  pretrain", "pretrain", [str(root / "pretrain.json")], trains=config),
         Stage("4  measure held-out text", "eval", [run, "--data", prepared, "--baselines"]),
-        Stage(
-            "5  generate",
-            "generate",
-            [run, *prompts, "--max-new-tokens", "60", "--temperature", "0.7"],
-        ),
+        Stage("5  generate", "generate", generate),
     ]
+
+
+def carry_stages(
+    root: Path, sources: list[str], carried: PretrainConfig, new_pieces: int
+) -> list[Stage]:
+    """The four commands that carry the model in the folder `root` to Chinese.
+
+    Args:
+      root: of a demo whose five commands are done.
+      sources: as for `stages`: en=... and zh=...
+      carried: the continued run.
+      new_pieces: behind the vocabulary.
+    """
+    tokenizer, prepared, run = str(root / "tokenizer-zh"), carried.data.prepared, carried.run
+    english, chinese = sources
+    specs = [word for source in sources for word in ("--source", source)]
+    extend = ["extend", str(root / "tokenizer"), "--input", chinese, "--keep", english]
+    extend += ["--add-pieces", str(new_pieces), "--output", tokenizer]
+    prepare = ["prepare", *specs, "--tokenizer", tokenizer, "--output", prepared, *HOLDOUT]
+    go_on = [str(root / "carry.json"), "--init-from", carried.init_from]
+    return [
+        Stage("6  extend the vocabulary", "tokenizer", extend, tokenizer),
+        Stage("7  prepare the same text in it", "data", prepare, prepared),
+        Stage("8  go on, in Chinese", "pretrain", go_on, trains=carried),
+        Stage("9  measure the same held-out text", "eval", [run, "--data", prepared]),
+    ]
+
+
+def perform(todo: list[Stage], console: Console, begin: float) -> bool:
+    """Prints and runs the commands in order; False if training was stopped, which said so itself."""
+    for stage in todo:
+        console.rule(f"[bold]{stage.title}[/]  ({time.monotonic() - begin:.0f} s)")
+        typed = f"$ llm-jax {stage.verb} {shlex.join(stage.words)}"
+        console.print(typed, style="dim", highlight=False, markup=False, soft_wrap=True)
+        if stage.makes and Path(stage.makes).exists():
+            console.print("done before")
+            continue
+        COMMANDS[stage.verb](stage.words)
+        trained = stage.trains
+        if trained and max(steps_in(Path(trained.run) / "checkpoints")) < trained.train.steps:
+            return False
+    return True
+
+
+def comparison(before: Path, after: Path) -> Table:
+    """Two runs' `eval.json` of the same held-out text, side by side."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("source", "bits/char before", "after", "chars/token before", "after"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    old, new = (json.loads((run / "eval.json").read_bytes())["results"] for run in (before, after))
+    for source in ("en", "zh"):
+        pair = old[source], new[source]
+        bits = [f"{score['bits_per_character']:.3f}" for score in pair]
+        rates = [score["characters"] / score["tokens"] for score in pair]
+        table.add_row(source, *bits, *(f"{rate:.3f}" for rate in rates))
+    return table
 
 
 def main(argv: list[str]) -> None:
@@ -160,7 +228,7 @@ def main(argv: list[str]) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="your own text instead (repeatable)",
+        help="your own text instead, without the steps that carry the model to Chinese (repeatable)",
     )
     parser.add_argument(
         "--run", default="runs/demo", help="folder for everything (default: runs/demo)"
@@ -171,28 +239,38 @@ def main(argv: list[str]) -> None:
     config = demo_config(str(root / "data"), str(root / "run"), () if options.text else SHARES)
     config = config_files.override(config, ["--train.steps", str(options.steps)])
     sources = options.text or [ENGLISH, CHINESE]
-    settle(root, {"sources": sources, "pretrain": config_files.to_dict(config)})
-    (root / "pretrain.json").write_text(config_files.dumps(config), encoding="utf-8")
+    carried = carry_config(config, str(root / "data-zh"), str(root / "run-zh"), CARRY_STEPS)
+    play(root, sources, config, None if options.text else carried)
+
+
+def play(
+    root: Path,
+    sources: list[str],
+    config: PretrainConfig,
+    carried: PretrainConfig | None,
+    new_pieces: int = NEW_PIECES,
+) -> None:
+    """The demo in the folder `root`; without `carried`, its first five commands."""
+    runs = {"pretrain": config, **({"carry": carried} if carried else {})}
+    settle(root, {"sources": sources} | {n: config_files.to_dict(run) for n, run in runs.items()})
+    for name, run in runs.items():
+        (root / f"{name}.json").write_text(config_files.dumps(run), encoding="utf-8")
+    todo = stages(root, sources, config)
+    if carried:
+        todo += carry_stages(root, sources, carried, new_pieces)
 
     console, begin = Console(), time.monotonic()
-    for stage in stages(root, sources, config):
-        console.rule(f"[bold]{stage.title}[/]  ({time.monotonic() - begin:.0f} s)")
-        typed = f"$ llm-jax {stage.verb} {shlex.join(stage.words)}"
-        console.print(typed, style="dim", highlight=False, markup=False, soft_wrap=True)
-        if stage.makes and Path(stage.makes).exists():
-            console.print("done before")
-            continue
-        COMMANDS[stage.verb](stage.words)
-        if (
-            stage.verb == "pretrain"
-            and max(steps_in(Path(config.run) / "checkpoints")) < options.steps
-        ):
-            return  # stopped by Ctrl-C or SIGTERM; it said so
+    if not perform(todo, console, begin):
+        return
+    last = carried or config
+    if carried:
+        console.print(comparison(Path(config.run), Path(carried.run)))
     console.rule(f"[bold]done[/] in {time.monotonic() - begin:.0f} s")
+    folders = "   ".join(run.run for run in runs.values())
     for line in (
-        f"run folder  {config.run}   (config.json, metrics.jsonl, samples/, checkpoints/, tokenizer/)",
-        f"numbers     {config.run}/eval.json",
-        f"go on with  llm-jax generate {config.run} --prompt '从前'",
+        f"run folder  {folders}   (config.json, metrics.jsonl, samples/, checkpoints/, tokenizer/)",
+        f"numbers     {last.run}/eval.json",
+        f"go on with  llm-jax generate {last.run} --prompt '从前'",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

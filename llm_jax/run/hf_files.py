@@ -5,14 +5,14 @@ and special_tokens_map.json. Where they disagree, a model never stops; here all 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llm_jax.checkpoint.safetensors_files import find_file, parse_object, read_json
 from llm_jax.errors import DataError
 from llm_jax.model import ModelConfig
-from llm_jax.tokenizer import Tokenizer, from_files, probe
+from llm_jax.tokenizer import Tokenizer, from_files, probe, vocab_merges
 from llm_jax.tokenizer import files as tokenizer_files
 from llm_jax.tokenizer.convert import to_tokenizer_json
 from llm_jax.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -32,15 +32,23 @@ MAX_JSON = 16 << 20
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
     """The tokenizer's files in a folder of others; empty if it has no tokenizer that can be read.
 
-    Raises CheckpointError for a link out of the folder, DataError for a file too large.
+    `vocab.json` with `merges.txt`, where there is nothing newer, become a tokenizer.json.
+
+    Raises CheckpointError for a link out of the folder, DataError for a file too large or broken.
     """
-    found = {}
-    for name in TOKENIZER_FILES:
-        path = find_file(folder, name)
-        if path is not None:
-            found[name] = tokenizer_files.read_file(path)
-    readable = tokenizer_files.HUGGING_FACE in found or tokenizer_files.SENTENCEPIECE in found
-    return found if readable else {}
+    found = _found(folder, TOKENIZER_FILES)
+    if tokenizer_files.HUGGING_FACE in found or tokenizer_files.SENTENCEPIECE in found:
+        return found
+    older = _found(folder, (vocab_merges.VOCABULARY, vocab_merges.MERGES))
+    if len(older) < 2:
+        return {}
+    made = vocab_merges.to_tokenizer_json({**older, **found}, str(folder))
+    return {tokenizer_files.HUGGING_FACE: made, **found}
+
+
+def _found(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    paths = {name: find_file(folder, name) for name in names}
+    return {name: tokenizer_files.read_file(path) for name, path in paths.items() if path}
 
 
 def read_generation(folder: Path) -> dict[str, Any]:

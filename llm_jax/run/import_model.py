@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # nothing else is fetched: no pickle, no code
 PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "*tokens*.json",
-            "chat_template.jinja"]  # fmt: skip
+            "chat_template.jinja", "vocab.json", "merges.txt"]  # fmt: skip
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PARITY = "parity.json"
 
@@ -172,7 +172,10 @@ def _check_tokenizer(
     from llm_jax.run import gate, hf_files
 
     if tokenizer is None:
-        report.not_run("tokenizer", "the folder has no tokenizer.json or tokenizer.model to read")
+        report.not_run(
+            "tokenizer",
+            "the folder has no tokenizer.json, tokenizer.model or vocab.json with merges.txt to read",
+        )
         report.not_run("special_tokens", "there is no tokenizer to compare with")
         return
     probes = probe.texts(tokenizer)

@@ -5,6 +5,7 @@ is cut in two. The run's tokenizer has the chat template's special tokens and th
 that `llm-jax chat`, `eval --tasks` and `export` need nothing else.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from llm_jax.api import model_config
 from llm_jax.checkpoint.store import CheckpointConfig
-from llm_jax.data.mixture import DataConfig, DataPlan
+from llm_jax.data.mixture import DataConfig
 from llm_jax.data.shards import Prepared, open_prepared
 from llm_jax.errors import ConfigError, DataError
 from llm_jax.eval.windows import EvalConfig
@@ -22,7 +23,8 @@ from llm_jax.instruct.masks import load_encoder
 from llm_jax.model import ModelConfig
 from llm_jax.run import cli, continuation
 from llm_jax.run.data_conversations import is_conversations
-from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig
+from llm_jax.run.hooks import say
+from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig, plan_of
 from llm_jax.run.pretrain import (
     AS_BASE,
     bytes_per_token,
@@ -30,7 +32,8 @@ from llm_jax.run.pretrain import (
     prepared_tokenizer,
     run_command,
 )
-from llm_jax.run.session import say, train_session
+from llm_jax.run.provenance import recorded_order
+from llm_jax.run.session import train_session
 from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import (
@@ -91,8 +94,8 @@ def instruct(
         raise ConfigError(
             f"data.seq_len={config.data.seq_len} must not exceed model.max_seq_len={config.model.max_seq_len}"
         )
-    size, steps = config.step.batch_size, config.train.steps
-    plan = DataPlan(config.data, prepared, rows_before=lambda step: step * size, steps=steps)
+    order = recorded_order(Path(config.run), from_step, config.step.batch_size)
+    plan = plan_of(config.data, order, config.train.steps, prepared)
     chat = load_encoder(tokenizer, config.data.prepared)
     turns = [(Turn("user", prompt),) for prompt in config.samples.prompts]
     parts = Parts(
@@ -115,6 +118,8 @@ def instruct(
         base=begun.base,
         first_new_row=begun.first_new_row,
         continuation=begun.facts,
+        origin=begun.origin,
+        recorded_order=order,
         resize=config.resize,
         stages=config.stages,
         prompt_ids=tuple(tuple(chat.prompt(turn)) for turn in turns),
@@ -130,6 +135,7 @@ class Beginning(NamedTuple):
     base: Base | None  # None: from a checkpoint of its own
     first_new_row: int
     facts: dict[str, Any]
+    origin: Mapping[str, Any]  # of the base, for an export
 
 
 def beginning(config: InstructConfig, prepared: Prepared, tokenizer: Tokenizer) -> Beginning:
@@ -144,7 +150,8 @@ def beginning(config: InstructConfig, prepared: Prepared, tokenizer: Tokenizer) 
         model = continuation.fill_in(
             config.model, AS_BASE, model_config(record, config.run), 0, config.run
         )
-        return Beginning(model, None, facts.get("first_new_row", 0), facts)
+        first = facts.get("first_new_row", 0)
+        return Beginning(model, None, first, facts, continuation.origin_of(record))
     base = continuation.find_base(config.init_from)
     expected = prepared.manifest["conversations"]["base_fingerprint"]
     if base.tokenizer.fingerprint != expected:
@@ -157,7 +164,7 @@ def beginning(config: InstructConfig, prepared: Prepared, tokenizer: Tokenizer) 
     if least > base.model.vocab_size:
         least += -least % config.resize.multiple
     model = continuation.fill_in(config.model, AS_BASE, base.model, least, base.folder)
-    return Beginning(model, base, base.tokenizer.vocab_size if added else 0, {})
+    return Beginning(model, base, base.tokenizer.vocab_size if added else 0, {}, base.origin)
 
 
 def described(prepared: Prepared, tokenizer: Tokenizer) -> str:

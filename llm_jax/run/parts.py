@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.checkpoint.store import CheckpointConfig
-from llm_jax.data.mixture import DataPlan
+from llm_jax.data.mixture import DataConfig, DataPlan
+from llm_jax.data.row_order import RowOrder
+from llm_jax.data.shards import Prepared
 from llm_jax.errors import ConfigError
 from llm_jax.eval.windows import Corpus, EvalConfig
 from llm_jax.generate import SamplingConfig
@@ -23,6 +25,9 @@ from llm_jax.train import (
     TrainConfig,
 )
 
+# what the record of an imported model says for its export: its family in transformers, how it generates,
+# which ids end a text; every run that goes on from the model says it again
+ORIGIN = ("family", "hf")
 BEST_METRIC = "eval/bits_per_character"  # what `keep_best` compares, over all sources together
 
 
@@ -58,6 +63,16 @@ class Base:
     folder: str  # its checkpoint
     model: ModelConfig
     tokenizer: Tokenizer
+    origin: Mapping[str, Any] = field(default_factory=dict)  # see `ORIGIN`
+
+
+def plan_of(
+    data: DataConfig, order: RowOrder, steps: int, prepared: Prepared | None = None
+) -> DataPlan:
+    """The rows of a run whose phases begin at the rows that its steps really come to."""
+    # what is shared out over the run is counted as it was at its start: left out batches do not change it
+    budget = (data.budget_steps or steps) * order.sizes[0][1]
+    return DataPlan(data, prepared, rows_before=order.rows_before, budget_rows=budget)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +100,23 @@ class Parts:
     )
     first_new_row: int = 0  # rows of the vocabulary from here on are new; 0: none are
     continuation: Mapping[str, Any] = field(default_factory=dict)  # `continuation.Begun.facts`
+    # which rows the steps take; None: of a run that begins
+    recorded_order: RowOrder | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)  # of the base, see `ORIGIN`
     resize: ResizeConfig = ResizeConfig()
     stages: StageConfig = StageConfig()
     forgetting: ForgettingConfig = ForgettingConfig()
     guard: Guard = Guard()  # what the forgetting guard has done so far
     prompt_ids: tuple[tuple[int, ...], ...] = ()  # samples.prompts in a chat template; (): as text
 
+    @property
+    def order(self) -> RowOrder:
+        """Which rows of the plan the steps take."""
+        return self.recorded_order or RowOrder(sizes=((0, self.step.batch_size),))
+
     def rows_before(self, step: int) -> int:
         """Rows of the plan that the first `step` updates use."""
-        return step * self.step.batch_size
+        return self.order.rows_before(step)
 
     def bytes_per_token_at(self, step: int) -> float:
         """UTF-8 bytes behind one target of the mixture that update number `step` is drawn from."""

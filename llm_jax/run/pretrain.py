@@ -1,15 +1,11 @@
 """`llm-jax pretrain CONFIG`: trains on prepared data, from scratch, from a base model, or on where it stopped."""
 
 import argparse
-import contextlib
-import functools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from rich.console import Console
 
 from llm_jax import config as config_files
@@ -21,8 +17,9 @@ from llm_jax.data.shards import Prepared, open_prepared
 from llm_jax.errors import CheckpointError, ConfigError, DataError
 from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_split
 from llm_jax.model import ModelConfig
-from llm_jax.run import cli, continuation
-from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig
+from llm_jax.run import cli, continuation, launch
+from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig, plan_of
+from llm_jax.run.provenance import recorded_order
 from llm_jax.run.rebalance import check_share, recorded_guard
 from llm_jax.run.session import train_session
 from llm_jax.sharding import MeshConfig
@@ -36,12 +33,6 @@ from llm_jax.train import (
     TrainConfig,
     TrainState,
 )
-
-# when a process dies, the others end as well: after this long, in place of 100 and 300 seconds
-join_processes = functools.partial(
-    jax.distributed.initialize, heartbeat_timeout_seconds=30, shutdown_timeout_seconds=30
-)
-
 
 # states nothing: with --init-from, what is left as it is here is the base model's
 AS_BASE = ModelConfig(
@@ -107,6 +98,15 @@ def pretrain(
     config: PretrainConfig, console: Console, *, take_over: bool = False, from_step: int = -1
 ) -> TrainState:
     """Runs a pretraining session; see `train_session`."""
+    return train_session(parts_of(config, take_over=take_over, from_step=from_step), console)
+
+
+def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int = -1) -> Parts:
+    """What the session of a config consists of: its data, tokenizer and model looked up and checked.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: they are not there, or do not fit.
+    """
     prepared = open_prepared(config.data.prepared)
     tokenizer = prepared_tokenizer(prepared)
     begun = beginning(config, tokenizer)
@@ -114,12 +114,12 @@ def pretrain(
     check_vocabulary(config, prepared)
     guard = recorded_guard(Path(config.run), from_step)
     config = replace(config, data=guard.applied(config.data))
-    size, steps = config.step.batch_size, config.train.steps
-    plan = DataPlan(config.data, prepared, rows_before=lambda step: step * size, steps=steps)
+    order = recorded_order(Path(config.run), from_step, config.step.batch_size)
+    plan = plan_of(config.data, order, config.train.steps, prepared)
     corpora = heldout_corpora(plan, prepared, tokenizer, config.eval)
     check_guard(config, corpora)
     check_share(config.forgetting, plan)
-    parts = Parts(
+    return Parts(
         folder=Path(config.run),
         take_over=take_over,
         from_step=from_step,
@@ -139,12 +139,13 @@ def pretrain(
         base=begun.base,
         first_new_row=begun.first_new_row,
         continuation=begun.facts,
+        origin=begun.origin,
         resize=config.resize,
         stages=config.stages,
         forgetting=config.forgetting,
         guard=guard,
+        recorded_order=order,
     )
-    return train_session(parts, console)
 
 
 def prepared_tokenizer(prepared: Prepared) -> Tokenizer:
@@ -166,6 +167,7 @@ class Beginning(NamedTuple):
     base: Base | None  # None: from random parameters, or from a checkpoint of its own
     first_new_row: int
     facts: dict[str, Any]
+    origin: Mapping[str, Any]  # of the base, for an export
 
 
 def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
@@ -175,7 +177,7 @@ def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
       ConfigError, CheckpointError, DataError: model, base and data do not fit.
     """
     if not config.init_from:
-        return Beginning(config, None, 0, {})
+        return Beginning(config, None, 0, {}, {})
     record = continuation.recorded(Path(config.run))
     if record is None:
         base = continuation.find_base(config.init_from)
@@ -185,9 +187,10 @@ def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
             tokenizer.vocab_size + -tokenizer.vocab_size % config.resize.multiple if first else 0
         )
         facts: dict[str, Any] = {}
+        origin = base.origin
     elif "continuation" in record:
         facts, base, least = record["continuation"], None, 0
-        first = facts["first_new_row"]
+        first, origin = facts["first_new_row"], continuation.origin_of(record)
         model, where = model_config(record, config.run), config.run
     else:
         raise CheckpointError(
@@ -195,7 +198,7 @@ def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
             "parameters; leave --init-from out to go on, or choose another run folder with --run"
         )
     filled = continuation.fill_in(config.model, AS_BASE, model, least, where)
-    return Beginning(replace(config, model=filled), base, first, facts)
+    return Beginning(replace(config, model=filled), base, first, facts, origin)
 
 
 def check_guard(config: PretrainConfig, corpora: Mapping[str, Corpus]) -> None:
@@ -235,46 +238,6 @@ def check_vocabulary(config: PretrainConfig, prepared: Prepared) -> None:
         )
 
 
-def start_processes() -> None:
-    """Joins the processes of a multi-host run; on one host, nothing.
-
-    LLM_JAX_COORDINATOR=host:port, LLM_JAX_PROCESSES and LLM_JAX_PROCESS_ID say so by hand; on TPU VMs and
-    under `srun` JAX finds the others by itself.
-
-    Raises:
-      ConfigError: the variables do not make sense, or there are processes that did not join.
-    """
-    coordinator = os.environ.get("LLM_JAX_COORDINATOR")
-    if coordinator:
-        try:
-            count, index = (
-                int(os.environ[name]) for name in ("LLM_JAX_PROCESSES", "LLM_JAX_PROCESS_ID")
-            )
-        except (KeyError, ValueError):
-            raise ConfigError(
-                "LLM_JAX_COORDINATOR is set, so LLM_JAX_PROCESSES and LLM_JAX_PROCESS_ID must be set to numbers"
-            ) from None
-        # bound to its address: by default the coordinator listens on every interface, without authentication
-        bind = coordinator if index == 0 else None
-        if not 0 <= index < count:
-            raise ConfigError(
-                f"LLM_JAX_PROCESS_ID={index} must be from 0 to LLM_JAX_PROCESSES - 1 = {count - 1}"
-            )
-        join_processes(coordinator, count, index, coordinator_bind_address=bind)
-    elif "SLURM_STEP_NODELIST" in os.environ and os.environ.get("SLURM_NTASKS", "1") != "1":
-        jax.distributed.initialize()
-    elif any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0")):
-        # a TPU VM, alone or one of a pod; without this a pod still computes together, but a
-        # preemption notice reaches nobody
-        with contextlib.suppress(ValueError):  # TPUs that are no cluster, such as a container's
-            jax.distributed.initialize()
-    if jax.process_count() > 1 and not jax.distributed.is_initialized():
-        raise ConfigError(
-            f"{jax.process_count()} processes compute together but did not join; set LLM_JAX_COORDINATOR=host:port, "
-            "LLM_JAX_PROCESSES and LLM_JAX_PROCESS_ID on each of them"
-        )
-
-
 def main(argv: list[str]) -> None:
     """The command."""
     description = "Trains a model; a run folder that holds checkpoints is resumed."
@@ -307,9 +270,11 @@ def run_command(
         default=-1,
         help="go on from this checkpoint (default: the newest good one)",
     )
+    launch.add_flags(parser)
     known, overrides = parser.parse_known_args(argv)
     config = config_files.load(known.config, kind, overrides)
-    start_processes()
+    flags = (known.coordinator, known.processes, known.process_id)
+    launch.start_processes(launch.find_cluster(flags), known.join_seconds)
     action(config, Console(), take_over=known.take_over, from_step=known.step)
 
 

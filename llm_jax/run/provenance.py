@@ -1,9 +1,11 @@
 """Where a run comes from, and whether what is asked for now is still the same run."""
 
+import contextlib
 import json
 import platform
 import socket
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,22 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+import llm_jax
 from llm_jax import config as config_files
-from llm_jax.checkpoint.run_folder import append_event, write_json_atomic
+from llm_jax.checkpoint.record import read_meta
+from llm_jax.checkpoint.run_folder import (
+    CHECKPOINTS,
+    append_event,
+    numbered_folders,
+    write_json_atomic,
+)
+from llm_jax.data.row_order import RowOrder
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.run.parts import Parts
 from llm_jax.run.phases import as_phase
 from llm_jax.sharding import make_mesh
 from llm_jax.tokenizer.base import digest
+from llm_jax.train.metrics import lost
 
 VERSIONED = (
     "llm-jax",
@@ -55,15 +66,27 @@ def require_agreement(parts: Parts) -> None:
     """
     if jax.process_count() == 1:
         return
-    facts = {"record": record_of(parts, 0), "versions": {name: version(name) for name in VERSIONED}}
+    facts = {"record": record_of(parts, 0), "versions": versions(), "code": code_digest()}
     mine = np.uint32(int(digest(facts)[:8], 16))
     every = multihost_utils.process_allgather(mine)
     others = [str(index) for index, value in enumerate(every) if value != every[0]]
     if others:
         raise ConfigError(
-            f"process {', '.join(others)} has another config, prepared data or package versions than process 0; "
-            "start all of them with the same"
+            f"process {', '.join(others)} has another config, prepared data, code or package versions than process 0; "
+            "start all of them with the same (llm-jax doctor CONFIG says what differs)"
         )
+
+
+def versions() -> dict[str, str]:
+    """Of every package whose numbers a run depends on."""
+    return {name: version(name) for name in VERSIONED}
+
+
+def code_digest() -> str:
+    """Of this package's own source: hosts with different checkouts compute different things."""
+    root = Path(llm_jax.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return digest({str(path.relative_to(root)): path.read_text("utf-8") for path in files})
 
 
 def record_of(parts: Parts, step: int) -> dict[str, Any]:
@@ -75,9 +98,28 @@ def record_of(parts: Parts, step: int) -> dict[str, Any]:
         "mixture": parts.plan.mixture(),
         "tokenizer_fingerprint": parts.tokenizer.fingerprint,
         "mesh": dict(make_mesh(parts.mesh).shape),
+        # of a checkpoint: its own order, not what a config asks for
+        "rows": parts.order.to_record(),
+        **parts.origin,
         **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
         **({"guard": parts.guard.to_record()} if parts.forgetting.sources else {}),
     }
+
+
+def order_after(record: Mapping[str, Any], batch_size: int) -> RowOrder:
+    """Which rows the steps after a checkpoint take: as before it, with today's batch size from there on."""
+    sizes = ((0, record["config"]["step"]["batch_size"]),)
+    before = RowOrder.from_record(record["rows"]) if "rows" in record else RowOrder(sizes=sizes)
+    return before.resized(record["step"], batch_size)
+
+
+def recorded_order(run: Path, from_step: int, batch_size: int) -> RowOrder:
+    """Of the checkpoint that a run goes on from: `from_step`, or the newest readable one if negative."""
+    steps = numbered_folders(run / CHECKPOINTS)
+    for step in reversed([step for step in steps if from_step in (-1, step)]):
+        with contextlib.suppress(CheckpointError):  # `resume` tells and steps over it
+            return order_after(read_meta(run / CHECKPOINTS / str(step)), batch_size)
+    return RowOrder(sizes=((0, batch_size),))
 
 
 def check_continues(parts: Parts, record: dict[str, Any]) -> None:
@@ -98,10 +140,17 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
     free = ("model.attention", "model.remat", "model.dtype", "step.micro_batches")
     for name, (before, now) in changed.items():
         fixed = name.startswith("model.") or name in ("step.batch_size", "stages.new_rows_steps")
+        if name == "step.batch_size" and parts.optimizer.lr_with_batch:
+            continue
         if name not in free and fixed:
+            how = (
+                ", or say by --optimizer.lr-with-batch linear (or sqrt) how the learning rate follows"
+                if name == "step.batch_size"
+                else ""
+            )
             raise CheckpointError(
                 f"{parts.folder}: {name} was {before!r} at step {step} and is {now!r} now; "
-                "a run cannot change it: put it back, or choose another run folder with --run"
+                f"a run cannot change it: put it back, or choose another run folder with --run{how}"
             )
     if record["plan_digest"] == parts.plan.digest:
         return
@@ -129,7 +178,7 @@ def write_provenance(parts: Parts, start: int) -> None:
     write_json_atomic(
         parts.folder / "env.json",
         {
-            "versions": {name: version(name) for name in VERSIONED},
+            "versions": versions(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "devices": {
@@ -143,6 +192,7 @@ def write_provenance(parts: Parts, start: int) -> None:
         },
     )
     parts.tokenizer.save(parts.folder / "tokenizer")
-    append_event(
-        parts.folder, "resume" if start else "start", step=start, host=socket.gethostname()
-    )
+    steps, seconds = lost(parts.folder / "metrics.jsonl", start)
+    redone = {"lost_steps": steps, "lost_seconds": round(seconds, 3)} if steps else {}
+    host = socket.gethostname()
+    append_event(parts.folder, "resume" if start else "start", step=start, host=host, **redone)

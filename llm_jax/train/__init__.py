@@ -5,8 +5,10 @@ pretraining and instruction tuning share one loop.
 """
 
 from llm_jax.train.forgetting import ForgettingConfig, beyond, forgotten
-from llm_jax.train.loop import Reporter, TrainConfig, run
-from llm_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from llm_jax.train.guard import watch
+from llm_jax.train.loop import BadStepsError, Reporter, TrainConfig, run
+from llm_jax.train.optimizer import OptimizerConfig, follow_batch, make_optimizer, make_schedule
+from llm_jax.train.phases import Phases
 from llm_jax.train.resize import ResizeConfig
 from llm_jax.train.stages import Stage, StageConfig, enter, plan_stages, stage_of, staged_step
 from llm_jax.train.state import (
@@ -20,8 +22,10 @@ from llm_jax.train.state import (
 from llm_jax.train.step import StepConfig, compile_step, train_step
 
 __all__ = [
+    "BadStepsError",
     "ForgettingConfig",
     "OptimizerConfig",
+    "Phases",
     "Reporter",
     "ResizeConfig",
     "Stage",
@@ -33,6 +37,7 @@ __all__ = [
     "beyond",
     "compile_step",
     "enter",
+    "follow_batch",
     "forgotten",
     "init_state",
     "make_optimizer",
@@ -45,4 +50,5 @@ __all__ = [
     "state_of",
     "state_shardings",
     "train_step",
+    "watch",
 ]

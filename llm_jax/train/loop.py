@@ -7,14 +7,15 @@ device never waits for the host), 4 evaluate, sample and save where due, 5 look 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, Protocol
+from collections.abc import Callable, Container, Iterator
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import jax
 
 from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError, TrainingError
 from llm_jax.train.metrics import LiveLine, MetricsWriter, Throughput
+from llm_jax.train.phases import Phases
 from llm_jax.train.state import TrainState
 
 
@@ -27,24 +28,43 @@ class TrainConfig:
     log_every_steps: int = 10
     eval_every_steps: int = 0  # held-out evaluation during training; 0: only at the end
     sample_every_steps: int = 0  # text written to samples/; 0: none
-    max_skipped_in_row: int = 5  # non-finite steps in a row after which the run stops
+    max_skipped_in_row: int = 5  # skipped steps in a row after which the run stops or rolls back
+    # times it may go back to the checkpoint before such steps and leave their batches out
+    max_rollbacks: int = 0
+    replica_check_every_steps: int = 0  # compare the copies of the state on all devices; 0: never
+    watchdog_seconds: int = 0  # that a step may take before the process ends with status 75; 0: any
+    watchdog_slow_seconds: int = 1800  # the same for a compile, an evaluation, a save and the start
 
     def __post_init__(self) -> None:
-        for name in ("steps", "log_every_steps", "max_skipped_in_row"):
+        for name in ("steps", "log_every_steps", "max_skipped_in_row", "watchdog_slow_seconds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1")
-        for name in ("eval_every_steps", "sample_every_steps"):
+        for name in (
+            "eval_every_steps",
+            "sample_every_steps",
+            "max_rollbacks",
+            "watchdog_seconds",
+            "replica_check_every_steps",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"train.seed={self.seed} must be from 0 to 4294967295")
 
 
+class BadStepsError(TrainingError):
+    """Too many steps in a row were skipped, and the config wants to go back and leave them out."""
+
+    def __init__(self, told: str, first: int, last: int) -> None:
+        super().__init__(told)
+        self.first, self.last = first, last  # updates, counted from 1
+
+
 class Hooks(Protocol):
     """What a run does besides stepping. `step` counts finished updates."""
 
     def evaluate(self, params: Any, step: int) -> dict[str, float]:
-        """Held-out metrics of the parameters, under flat names."""
+        """Held-out metrics of the parameters, under flat names; none if it was asked to stop meanwhile."""
         ...
 
     def is_worse(self, metrics: dict[str, float], step: int) -> bool:
@@ -53,6 +73,10 @@ class Hooks(Protocol):
 
     def sample(self, params: Any, step: int) -> None:
         """Writes some generated text."""
+        ...
+
+    def check_replicas(self, state: TrainState, step: int) -> None:
+        """Raises TrainingError where copies of the state differ; all processes call it."""
         ...
 
     def save(self, state: TrainState, step: int, metrics: dict[str, float]) -> None:
@@ -85,6 +109,7 @@ class Reporter:
     throughput: Throughput
     # of the training mixture by the step, counted from 1: turns nats per token into bits per byte
     bytes_per_token: Callable[[int], float]
+    phases: Phases = dataclasses.field(default_factory=Phases)
 
     def close(self) -> None:
         """Ends the live line and closes the file."""
@@ -122,54 +147,88 @@ def run(
     config: TrainConfig,
     hooks: Hooks,
     reporter: Reporter,
+    compiles: Container[int] = (),
 ) -> TrainState:
     """Trains from `state.step` to `config.steps` or until asked to stop; returns the last state.
 
+    `compiles` are the steps that compile a new program, besides the first one here.
+
     Raises:
-      TrainingError: `config.max_skipped_in_row` steps in a row had a non-finite loss or gradient.
+      TrainingError: `config.max_skipped_in_row` steps in a row had a non-finite loss or gradient, or
+        spikes; BadStepsError when `config.max_rollbacks` is not 0.
     """
-    start = int(state.step)
+    start, enter = int(state.step), reporter.phases.enter
     pending: tuple[int, dict[str, jax.Array], float] | None = None
     saved = start
     evaluated: tuple[int, dict[str, float]] = (-1, {})
     for step in range(start + 1, config.steps + 1):
+        enter("data")
         begin = time.perf_counter()
         batch = next(batches)
         data_wait = time.perf_counter() - begin
+        enter("compile" if step == start + 1 or step in compiles else "step")
         state, metrics = step_function(state, batch)
         bad = finish_step(*pending, config, reporter) if pending else {}
         pending = (step, metrics, data_wait)
+        enter("step")
 
-        last = step == config.steps
-        stop = hooks.should_stop(step)
-        due_eval = last or (
-            not stop and config.eval_every_steps and step % config.eval_every_steps == 0
-        )
-        due_save = last or stop or hooks.save_due(step) or hooks.should_save(step)
-        due_sample = (
-            not stop and config.sample_every_steps and step % config.sample_every_steps == 0
-        )
-        if due_eval or due_save or due_sample or bad:
-            bad = finish_step(*pending, config, reporter) or bad
+        due = due_after(step, config, hooks)
+        stop = due.stop
+        if due.anything or bad:
+            this = finish_step(*pending, config, reporter)
+            bad = bad or this  # the first to reach the limit, however late it was read
             pending = None
+            reporter.throughput.pause()
         if bad:
-            give_up(bad, state, step, hooks)
-        if due_eval:
+            give_up(bad, state, step, config, hooks)
+        if due.eval:
+            enter("eval")
             evaluated = (step, hooks.evaluate(state.params, step))
             reporter.evaluation(*evaluated)
-            if hooks.is_worse(evaluated[1], step):
-                stop = due_save = True
-        if due_sample:
+            stop = stop or hooks.is_worse(evaluated[1], step) or hooks.should_stop(step)
+        if due.check:
+            hooks.check_replicas(state, step)
+        if due.sample:
+            enter("sample")
             hooks.sample(state.params, step)
-        if due_save:
+        if due.save or stop:
+            enter("save")
             hooks.save(state, step, evaluated[1] if evaluated[0] == step else {})
             saved = step
-        if due_eval or due_save or due_sample:
-            reporter.throughput.pause()
         if stop:
             break
+    enter("save")  # what the way out waits for
     assert saved == int(state.step), "the last state is always saved"
     return state
+
+
+class Due(NamedTuple):
+    """What happens after a step."""
+
+    stop: bool
+    eval: bool
+    check: bool
+    sample: bool
+    save: bool
+
+    @property
+    def anything(self) -> bool:
+        """Whether the metrics of the step are needed before the next one."""
+        return any(self)
+
+
+def due_after(step: int, config: TrainConfig, hooks: Hooks) -> Due:
+    """What is due after `step`: asked to stop, a run neither evaluates nor samples, except at its end."""
+    last, stop = step == config.steps, hooks.should_stop(step)
+    every = lambda steps: bool(steps and step % steps == 0)  # noqa: E731
+    return Due(
+        stop=stop,
+        eval=last or (not stop and every(config.eval_every_steps)),
+        check=every(config.replica_check_every_steps),
+        sample=not stop and every(config.sample_every_steps),
+        # both are asked: each question is one that all processes answer together
+        save=hooks.should_save(step) | hooks.save_due(step) | last | stop,
+    )
 
 
 def finish_step(
@@ -191,12 +250,22 @@ def finish_step(
     return row if row["skipped_in_row"] >= config.max_skipped_in_row else {}
 
 
-def give_up(bad: dict[str, Any], state: TrainState, step: int, hooks: Hooks) -> NoReturn:
-    """Saves the parameters, which the bad steps left alone, and says which steps they were."""
-    hooks.save(state, step, {})
+def give_up(
+    bad: dict[str, Any], state: TrainState, step: int, config: TrainConfig, hooks: Hooks
+) -> NoReturn:
+    """Says which steps were skipped, and saves the parameters, which they left alone, unless the run
+    goes back to before them.
+    """
     count, last = int(bad["skipped_in_row"]), bad["step"]
+    first = last - count + 1
+    told = (
+        f"loss or gradient not finite, or a spike, for {count} steps in a row (steps {first} to {last}; "
+        f"batch of step {last}: {hooks.describe_step(last)})"
+    )
+    if config.max_rollbacks:
+        raise BadStepsError(told, first, last)
+    hooks.save(state, step, {})
     raise TrainingError(
-        f"loss or gradient not finite for {count} steps in a row (steps {last - count + 1} to {last}; "
-        f"batch of step {last}: {hooks.describe_step(last)}); the good parameters are saved as step "
-        f"{step}; lower optimizer.peak_lr or look at these batches, then resume"
+        f"{told}; the good parameters are saved as step {step}; lower optimizer.peak_lr or look at these "
+        "batches, then resume"
     )

@@ -91,6 +91,7 @@ class MetricsWriter:
 
         A full disk loses rows, not the run; the checkpoints decide whether it can go on.
         """
+        row = {**row, "time": round(time.time(), 3)}  # when a crashed run was last alive
         safe = {
             k: str(v) if isinstance(v, float) and not math.isfinite(v) else v
             for k, v in row.items()
@@ -108,6 +109,24 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes the file; further writes are errors."""
         self.file.close()
+
+
+def lost(path: Path, step: int) -> tuple[int, float]:
+    """(steps, seconds) of a run that was logged beyond `step`, from where it goes on: to be done again.
+
+    To be asked before `MetricsWriter` drops those rows. Seconds are 0 when nothing was logged before.
+    """
+    rows = (
+        [json.loads(line) for line in path.read_bytes().split(b"\n") if _step_of(line) < math.inf]
+        if path.exists()
+        else []
+    )
+    kept = [row.get("time", 0.0) for row in rows if row["step"] <= step]
+    beyond = [row for row in rows if row["step"] > step]
+    if not beyond:
+        return 0, 0.0
+    seconds = beyond[-1].get("time", 0.0) - kept[-1] if kept else 0.0
+    return beyond[-1]["step"] - step, max(0.0, seconds)
 
 
 def _step_of(line: bytes) -> float:

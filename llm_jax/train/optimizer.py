@@ -23,6 +23,8 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1  # decoupled; not applied to biases and norm scales
     clip_norm: float = 1.0  # global gradient norm is scaled down to this; 0 turns clipping off
+    # how peak_lr follows a batch size changed in mid-run, by their ratio; "": the change is refused
+    lr_with_batch: Literal["", "linear", "sqrt"] = ""
 
     def __post_init__(self) -> None:
         for name in ("peak_lr", "eps"):
@@ -39,6 +41,20 @@ class OptimizerConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} must not be negative")
+
+
+def follow_batch(
+    schedule: optax.Schedule, config: OptimizerConfig, first_size: int, size: int
+) -> optax.Schedule:
+    """The schedule for batches of `size` rows in a run that began with `first_size`.
+
+    Linear as in Goyal et al. (1706.02677), for small batches; the square root suits Adam
+    (Malladi et al., 2205.10287).
+    """
+    if size == first_size:
+        return schedule
+    factor = (size / first_size) ** (0.5 if config.lr_with_batch == "sqrt" else 1.0)
+    return lambda step: factor * schedule(step)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

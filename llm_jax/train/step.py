@@ -14,6 +14,7 @@ from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError
 from llm_jax.model import LossSums, ModelConfig, Params, target_loss
 from llm_jax.sharding import batch_sharding, replicated
+from llm_jax.train.guard import is_spike, remember
 from llm_jax.train.state import TrainState, state_shardings
 from llm_jax.train.trainable import ALL, Trainable
 
@@ -27,6 +28,10 @@ class StepConfig:
     batch_size: int = 32  # rows of the global batch
     micro_batches: int = 1  # parts the batch is computed in, one after another, to save memory
     z_loss: float = 0.0  # weight of the z-penalty; 1e-4 is usual with bf16
+    spike_window: int = (
+        0  # steps whose median a loss or gradient norm is compared with; 0: no spikes
+    )
+    spike_deviations: float = 6.0  # robust standard deviations above it that make a step a spike
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batches"):
@@ -36,6 +41,12 @@ class StepConfig:
             raise ConfigError(
                 f"step.batch_size={self.batch_size} must be a multiple of step.micro_batches={self.micro_batches}"
             )
+        if self.spike_window and self.spike_window < 8:
+            raise ConfigError(
+                f"step.spike_window={self.spike_window} must be at least 8, or 0 for none; 128 is usual"
+            )
+        if self.spike_deviations <= 0:
+            raise ConfigError(f"step.spike_deviations={self.spike_deviations} must be positive")
         if self.z_loss < 0:
             raise ConfigError(f"step.z_loss={self.z_loss} must not be negative")
 
@@ -55,7 +66,7 @@ def train_step(
 
     Loss and gradients are sums over the batch divided by its global count of target tokens, so
     packing, accumulation and sharding do not change the objective. A step whose loss or gradient
-    is not finite leaves parameters and optimizer as they were, and is counted. What is not trainable
+    is not finite, or a spike, leaves parameters and optimizer as they were, and is counted. What is not trainable
     has no gradient, no optimizer state and no decay.
     """
     count = jnp.sum(batch.loss_mask_BT)
@@ -72,21 +83,24 @@ def train_step(
     grad_norm = optax.tree.norm(grads)
     # before clipping: clip(inf) is NaN everywhere, and clip of an overflowed norm is a silent zero
     finite = jnp.isfinite(grad_norm) & jnp.isfinite(means.nats)
+    spike = is_spike(state.opt_state, grad_norm, means.nats, config.spike_deviations)
+    good = finite & ~spike
     learning_rate = schedule(state.step)
 
     def update(params: Params, opt_state: Any) -> tuple[Params, Any]:
         scale = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-6)) if clip_norm else 1.0
         clipped = jax.tree.map(lambda g: g * scale, grads)
         directions, opt_state = optimizer.update(clipped, opt_state, params)
+        opt_state = remember(opt_state, grad_norm, means.nats)
         return jax.tree.map(
             lambda p, d: p - (learning_rate * d).astype(p.dtype), params, directions
         ), opt_state
 
     keep = lambda params, opt_state: (params, opt_state)  # noqa: E731
-    trained, opt_state = jax.lax.cond(finite, update, keep, trained, state.opt_state)
+    trained, opt_state = jax.lax.cond(good, update, keep, trained, state.opt_state)
     params = trainable.put(state.params, trained)
-    skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
-    skipped = state.skipped + jnp.where(finite, 0, 1)
+    skipped_in_row = jnp.where(good, 0, state.skipped_in_row + 1)
+    skipped = state.skipped + jnp.where(good, 0, 1)
     state = TrainState(params, opt_state, state.step + 1, skipped, skipped_in_row)
     return state, {
         "loss": means.nats,

@@ -35,6 +35,8 @@ class StopRequest:
         self.stop = False
         self.save = False
         self.several = jax.process_count() > 1
+        self.polls = 0  # of all processes alike: what they agree on is one of them, not a step
+        self.agreed = False
         self.previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -66,10 +68,11 @@ class StopRequest:
         log.warning("stopping after this step, with a checkpoint; once more to stop at once")
 
     def should_stop(self, step: int) -> bool:
-        """True once the run was asked to stop; the same on every process."""
-        if self.several:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.stop
+        """True once the run was asked to stop; the same on every process. For any moment of a step."""
+        if self.several and not self.agreed:
+            self.polls += 1
+            self.agreed = multihost_utils.reached_preemption_sync_point(self.polls)
+        return self.agreed if self.several else self.stop
 
     def should_save(self, step: int) -> bool:
         """True once after every request to save, on every process, whichever was asked."""

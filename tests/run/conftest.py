@@ -1,5 +1,6 @@
 """Real prepared data of two languages, made once by the real commands, and a run of it without interruption."""
 
+import dataclasses
 import json
 import os
 import random
@@ -7,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from llm_jax import tokenizer as tokenizers
+from llm_jax.checkpoint import save_model
+from llm_jax.config import to_dict
 from llm_jax.run import cli, data, tokenizer
+from tests.run.tiny_pretrain import config as pretrain_config
 from tests.run.tiny_runs import Run
+from tests.tiny import drawn_params
 
+CONTINUE = str(Path(__file__).with_name("tiny_continue.py"))
+OLD = 360  # ids of the tokenizer of `base`, whose embedding has 384 rows
 WORDS = [
     "the",
     "a",
@@ -70,7 +78,15 @@ def tiny_tokenizer(tmp_path_factory) -> Path:
     """360 pieces learned from English, so that a Chinese character is three bytes."""
     folder = tmp_path_factory.mktemp("tokenizer")
     text = write_jsonl(folder / "en.jsonl", english_documents(300))
-    words = ["train", "--input", str(text), "--output", str(folder / "out"), "--vocab-size", "360"]
+    words = [
+        "train",
+        "--input",
+        str(text),
+        "--output",
+        str(folder / "out"),
+        "--vocab-size",
+        str(OLD),
+    ]
     assert cli.run(tokenizer.main, words) == 0
     return folder / "out"
 
@@ -111,3 +127,43 @@ def straight(new_run) -> Run:
     process = run.start()
     assert process.wait_for_end() == 0, process.errors()
     return run
+
+
+def write_base(folder: Path, tokenizer_folder: Path, rows: int = 384) -> Path:
+    """A model of the tiny size as a folder of its own, with this many rows of the vocabulary."""
+    model = dataclasses.replace(pretrain_config().model, vocab_size=rows)
+    text = tokenizers.load(tokenizer_folder)
+    meta = {"config": {"model": to_dict(model)}, "tokenizer_fingerprint": text.fingerprint}
+    params = drawn_params(pretrain_config().model, seed=7)
+    cut = {"embedding": params["embedding"][:rows], "head": params["head"][:, :rows]}
+    save_model(folder, {**params, **cut}, meta, text.files)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory, tiny_tokenizer) -> Path:
+    return write_base(tmp_path_factory.mktemp("base") / "model", tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def extended(tmp_path_factory, tiny_tokenizer) -> Path:
+    """The two sources in the ids of the base's tokenizer extended by 40 Chinese pieces."""
+    folder = tmp_path_factory.mktemp("extended")
+    words = ["extend", str(tiny_tokenizer), "--input", "zh=sample:zh", "--add-pieces", "40"]
+    assert cli.run(tokenizer.main, [*words, "--output", str(folder / "tokenizer")]) == 0
+    text = write_jsonl(folder / "en.jsonl", english_documents(300))
+    words = ["prepare", "--source", f"en={text}", "--source", "zh=sample:zh"]
+    words += ["--tokenizer", str(folder / "tokenizer"), "--output", str(folder / "data")]
+    assert cli.run(data.main, [*words, "--holdout-fraction", "0.03"]) == 0
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def new_continued(tmp_path_factory, base, extended, compiled):
+    """Makes a run that begins with the base, and the command that trains it."""
+
+    def make() -> Run:
+        folder = tmp_path_factory.mktemp("continued") / "run"
+        return Run(folder, extended, compiled, (CONTINUE, "--init-from", str(base)))
+
+    return make

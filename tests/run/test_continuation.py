@@ -1,68 +1,19 @@
 """`pretrain --init-from`: from a base model to an extended one by the real commands, stopped, resumed, refused."""
 
-import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import llm_jax
-from llm_jax import tokenizer as tokenizers
-from llm_jax.checkpoint import read_meta, save_model
-from llm_jax.config import to_dict
+from llm_jax.checkpoint import read_meta
 from llm_jax.run import cli, data, export, pretrain, tokenizer
 from llm_jax.train.resize import INITS
 from llm_jax.train.trainable import VOCAB_AXIS
-from tests.run.conftest import english_documents, write_jsonl
+from tests.run.conftest import CONTINUE, OLD, english_documents, write_base, write_jsonl
 from tests.run.tiny_continue import ALONE, STEPS
-from tests.run.tiny_pretrain import config as pretrain_config
 from tests.run.tiny_runs import Run
-from tests.tiny import drawn_params
-
-CONFIG = str(Path(__file__).with_name("tiny_continue.py"))
-OLD = 360  # ids of the base's tokenizer; its embedding has 384 rows
-
-
-def write_base(folder: Path, tokenizer_folder: Path, rows: int = 384) -> Path:
-    """A model of the tiny size as a folder of its own, with this many rows of the vocabulary."""
-    model = dataclasses.replace(pretrain_config().model, vocab_size=rows)
-    text = tokenizers.load(tokenizer_folder)
-    meta = {"config": {"model": to_dict(model)}, "tokenizer_fingerprint": text.fingerprint}
-    params = drawn_params(pretrain_config().model, seed=7)
-    cut = {"embedding": params["embedding"][:rows], "head": params["head"][:, :rows]}
-    save_model(folder, {**params, **cut}, meta, text.files)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory, tiny_tokenizer) -> Path:
-    return write_base(tmp_path_factory.mktemp("base") / "model", tiny_tokenizer)
-
-
-@pytest.fixture(scope="session")
-def extended(tmp_path_factory, tiny_tokenizer) -> Path:
-    """The two sources in the ids of the base's tokenizer extended by 40 Chinese pieces."""
-    folder = tmp_path_factory.mktemp("extended")
-    words = ["extend", str(tiny_tokenizer), "--input", "zh=sample:zh", "--add-pieces", "40"]
-    assert cli.run(tokenizer.main, [*words, "--output", str(folder / "tokenizer")]) == 0
-    text = write_jsonl(folder / "en.jsonl", english_documents(300))
-    words = ["prepare", "--source", f"en={text}", "--source", "zh=sample:zh"]
-    words += ["--tokenizer", str(folder / "tokenizer"), "--output", str(folder / "data")]
-    assert cli.run(data.main, [*words, "--holdout-fraction", "0.03"]) == 0
-    return folder / "data"
-
-
-@pytest.fixture(scope="session")
-def new_continued(tmp_path_factory, base, extended, compiled):
-    """Makes a run that begins with the base, and the command that trains it."""
-
-    def make() -> Run:
-        folder = tmp_path_factory.mktemp("continued") / "run"
-        return Run(folder, extended, compiled, (CONFIG, "--init-from", str(base)))
-
-    return make
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +76,7 @@ def test_a_run_resumed_before_or_at_the_stage_boundary_ends_bitwise_equal(
             if int(name) > step:
                 shutil.rmtree(run.folder / "checkpoints" / name)
         # the base is not needed any more: the run knows what it began with
-        run.page = (CONFIG, "--init-from", "moved away")
+        run.page = (CONTINUE, "--init-from", "moved away")
         going.append((run, run.start()))
     for run, process in going:
         assert process.wait_for_end() == 0, process.errors()
@@ -223,7 +174,7 @@ def refused(capsys, base, extended, tmp_path):
     """The one line that a command with these words says; nothing is written."""
 
     def run(*words: str) -> str:
-        start = [CONFIG, "--run", str(tmp_path / "run"), "--data.prepared", str(extended)]
+        start = [CONTINUE, "--run", str(tmp_path / "run"), "--data.prepared", str(extended)]
         capsys.readouterr()
         assert cli.run(pretrain.main, [*start, "--init-from", str(base), *words]) == 2
         lines = capsys.readouterr().err.splitlines()
@@ -285,7 +236,7 @@ def test_a_run_that_began_at_random_does_not_become_a_continued_one(
     base, extended, tmp_path, tiny_tokenizer, capsys
 ):
     write_base(tmp_path / "run/checkpoints/4", tiny_tokenizer)
-    words = [CONFIG, "--init-from", str(base), "--data.prepared", str(extended)]
+    words = [CONTINUE, "--init-from", str(base), "--data.prepared", str(extended)]
     assert cli.run(pretrain.main, [*words, "--run", str(tmp_path / "run")]) == 2
     assert "did not begin with init_from=" in capsys.readouterr().err
 

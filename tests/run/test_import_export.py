@@ -23,7 +23,7 @@ from llm_jax.tokenizer import TokenizerTrainConfig, train
 from llm_jax.tokenizer.sentencepiece import ModelProto, SentencePieceTokenizer
 from tests.checkpoint import hf_folders
 from tests.checkpoint.hf_folders import BFLOAT16, GPT2, LLAMA
-from tests.tiny_text import byte_level, sentencepiece_bytes
+from tests.tiny_text import byte_level, older_files, sentencepiece_bytes
 
 importing = importlib.import_module("llm_jax.run.import")  # `import` is no name in Python
 ROOT = Path(__file__).parents[2]
@@ -118,6 +118,24 @@ def test_special_tokens_agree_in_all_four_places(imported):
     assert hf_files.disagreements(said) == [
         "eos: config.json 2, generation_config.json 3, tokenizer_config.json 2"
     ]
+
+
+def test_a_folder_of_vocab_json_and_merges_txt_brings_its_tokenizer(tmp_path, capsys):
+    source_folder(tmp_path / "hf", GPT2, dtype=BFLOAT16)
+    for name, content in older_files().items():
+        (tmp_path / "hf" / name).write_bytes(content)
+    words = [str(tmp_path / "hf"), str(tmp_path / "ours"), "--no-logits"]
+    assert cli.run(importing.main, words) == 0
+    part = read_json(tmp_path / "ours/parity.json")["parts"]["tokenizer"]
+    assert (part["status"], part["ids"]) == ("passed", 300)
+    assert llm_jax.load(tmp_path / "ours").tokenizer.encode("The") == byte_level().encode("The")
+    words = [str(tmp_path / "ours"), str(tmp_path / "back"), "--no-logits"]
+    assert cli.run(export.main, words) == 0
+    assert (tmp_path / "back/tokenizer.json").is_file()
+    (tmp_path / "hf/merges.txt").write_text("no\n")
+    assert cli.run(importing.main, [str(tmp_path / "hf"), str(tmp_path / "again")]) == 2
+    assert "merges.txt:1: 'no' is no pair of pieces" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_model_without_tokenizer_has_logits_and_says_why_it_has_no_text(tmp_path, capsys):

@@ -2,10 +2,13 @@
 
 import re
 import signal
+import time
 from typing import NamedTuple
 
 import pytest
 
+from llm_jax.run.launch import HEARTBEAT_SECONDS
+from llm_jax.train.watchdog import HUNG
 from tests.run.tiny_runs import Process, Run, wait_for_step
 
 pytestmark = pytest.mark.multidevice
@@ -107,9 +110,29 @@ def test_when_one_process_is_killed_the_other_ends_and_the_run_goes_on_later(new
     processes = run.start_processes(*often, devices=4)
     wait_for_step(processes[0], 10)
     processes[1].send(signal.SIGKILL)
+    lost = time.monotonic()
     assert processes[1].wait_for_end() == -signal.SIGKILL
     assert processes[0].wait_for_end() != 0, "it must not wait for ever"
+    # the heartbeat's limit and what it takes to notice it: a promise, not a speed
+    assert time.monotonic() - lost < HEARTBEAT_SECONDS + 5
     process = run.start(*often, devices=8)
     assert process.wait_for_end() == 0, process.errors()
     assert [event["event"] for event in run.events()] == ["start", "resume", "end"]
     assert_same_numbers(run, alone)
+
+
+@pytest.mark.slow
+def test_when_one_process_hangs_the_other_ends_with_its_stacks_and_a_status_of_its_own(new_run):
+    run = new_run()
+    processes = run.start_processes(*SETTINGS, "--train.watchdog-seconds", "10", devices=4)
+    wait_for_step(processes[0], 12)
+    processes[1].send(signal.SIGSTOP)
+    try:
+        assert processes[0].wait_for_end() == HUNG, processes[0].errors()
+    finally:
+        processes[1].send(signal.SIGKILL)
+        processes[1].wait_for_end()
+    stacks = (run.folder / "hang-0.txt").read_text()
+    assert stacks.startswith("no progress in phase 'step' for ")
+    assert "loop.py" in stacks
+    assert [event["event"] for event in run.events()] == ["start", "hang"]

@@ -19,7 +19,12 @@ from llm_jax.checkpoint import read_meta
 ROOT = Path(__file__).parents[2]
 CONFIG = str(Path(__file__).with_name("tiny_pretrain.py"))
 DEADLINE = 300  # seconds after which something that is waited for will not come
-CLOCK = ("tokens_per_second", "data_wait_share", "seconds_per_step")  # differ from run to run
+CLOCK = (
+    "tokens_per_second",
+    "data_wait_share",
+    "seconds_per_step",
+    "time",
+)  # differ from run to run
 
 
 class Process:
@@ -58,6 +63,11 @@ class Process:
         """What a terminal does: SIGINT to the process and to all that it started."""
         assert self.running(), f"ended before Ctrl-C: {self.errors()}"
         os.killpg(self._process.pid, signal.SIGINT)
+
+    @property
+    def pid(self) -> int:
+        """Also the number of the session of all that it started."""
+        return self._process.pid
 
     def running(self) -> bool:
         return self._process.poll() is None
@@ -171,9 +181,9 @@ class Run:
         return read_meta(self.folder / "checkpoints" / str(step))["arrays"]
 
     def events(self) -> list[dict[str, Any]]:
-        """The lines of events.jsonl."""
+        """The lines of events.jsonl, without those that every checkpoint adds."""
         lines = (self.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return [event for event in map(json.loads, lines) if event["event"] != "ledger"]
 
     def files(self) -> dict[str, tuple[int, int]]:
         """Every file with its size and time of change."""

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError, TrainingError
-from llm_jax.train import Reporter, TrainConfig, TrainState, run
-from llm_jax.train.metrics import LiveLine, MetricsWriter, Throughput
+from llm_jax.train import BadStepsError, Reporter, TrainConfig, TrainState, run
+from llm_jax.train.metrics import LiveLine, MetricsWriter, Throughput, lost
 
 EMPTY = Batch(*(np.zeros((1, 1)) for _ in Batch._fields))
 
@@ -67,6 +67,9 @@ class Diary:
         self.calls.append(f"evaluate {step}")
         return {"eval/bits_per_character": 2.5}
 
+    def check_replicas(self, state, step):
+        self.calls.append(f"check {step}")
+
     def sample(self, params, step):
         self.calls.append(f"sample {step}")
 
@@ -106,7 +109,8 @@ def train(diary: Diary, reporter: Reporter, start: int = 0, **settings) -> Train
 
 
 def rows(tmp_path) -> list[dict]:
-    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in row.items() if name != "time"} for row in found]
 
 
 def shown(reporter: Reporter) -> list[str]:
@@ -115,13 +119,14 @@ def shown(reporter: Reporter) -> list[str]:
     return reporter.live.console.file.getvalue().splitlines()
 
 
-def test_what_is_due_happens_after_its_step_in_the_order_evaluate_sample_save(reporter):
+def test_what_is_due_happens_after_its_step_in_the_order_evaluate_check_sample_save(reporter):
     diary = Diary(save_every=2)
-    train(diary, reporter, steps=4, eval_every_steps=2, sample_every_steps=4)
+    often = {"eval_every_steps": 2, "sample_every_steps": 4, "replica_check_every_steps": 3}
+    train(diary, reporter, steps=4, **often)
     assert diary.calls == [
         *("batch 1", "step 1"),
         *("batch 2", "step 2", "evaluate 2", "save 2"),
-        *("batch 3", "step 3"),
+        *("batch 3", "step 3", "check 3"),
         *("batch 4", "step 4", "evaluate 4", "sample 4", "save 4"),
     ]
     assert diary.saved == [(step, step, {"eval/bits_per_character": 2.5}) for step in (2, 4)]
@@ -193,15 +198,15 @@ def test_too_many_bad_steps_in_a_row_stop_the_run_with_good_parameters_saved(
     step, state_step, metrics = diary.saved[-1]
     assert step == state_step
     assert metrics == {}
-    # the metrics are read one step late, unless something was due
-    last = 6 if save_every == 1 else 7
+    # the same ones whether the metrics were read at once or, with nothing due, a step later
+    last = 6
     assert (
         f"{last - 2} steps in a row (steps 3 to {last}; batch of step {last}: mix of {last})"
         in message
     )
-    assert f"saved as step {last}" in message
-    assert step == last
-    assert [row["step"] for row in rows(tmp_path)] == list(range(3, last + 1)), "none is lost"
+    assert f"saved as step {step}" in message
+    assert step == (6 if save_every == 1 else 7)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(3, step + 1)), "none is lost"
 
 
 def test_a_run_that_recovers_just_after_the_limit_stops_too_and_names_the_bad_steps(reporter):
@@ -257,7 +262,16 @@ def test_rows_after_the_step_a_run_resumes_from_and_torn_ones_are_dropped(tmp_pa
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("steps", 0), ("log_every_steps", 0), ("max_skipped_in_row", 0), ("eval_every_steps", -1)],
+    [
+        *(
+            ("steps", 0),
+            ("log_every_steps", 0),
+            ("max_skipped_in_row", 0),
+            ("eval_every_steps", -1),
+        ),
+        *(("max_rollbacks", -1), ("watchdog_seconds", -1), ("watchdog_slow_seconds", 0)),
+        ("replica_check_every_steps", -1),
+    ],
 )
 def test_a_setting_out_of_range_is_named(setting, value):
     with pytest.raises(ConfigError, match=f"train.{setting}={value} must"):
@@ -270,3 +284,53 @@ def test_an_evaluation_that_should_end_the_run_is_followed_by_a_save_and_the_end
     assert int(state.step) == 4
     assert diary.calls[-2:] == ["evaluate 4", "save 4"]
     assert diary.saved == [(4, 4, {"eval/bits_per_character": 2.5})]
+
+
+@pytest.mark.parametrize("save_every", [1, 1000])
+def test_with_going_back_allowed_bad_steps_are_named_and_not_saved(reporter, save_every):
+    """The same steps, whether their metrics were read at once or a step later."""
+    diary = Diary(bad=(3, 4, 5), save_every=save_every)
+    with pytest.raises(BadStepsError, match="steps 3 to 4; batch of step 4: mix of 4") as raised:
+        train(diary, reporter, max_skipped_in_row=2, max_rollbacks=1)
+    assert (raised.value.first, raised.value.last) == (3, 4)
+    assert max([0, *(step for step, _, _ in diary.saved)]) < 4
+
+
+def test_every_phase_of_a_run_is_entered_and_the_first_step_of_a_program_is_a_compile(reporter):
+    entered = []
+    enter = reporter.phases.enter
+    reporter.phases.enter = lambda phase: (entered.append(phase), enter(phase))
+    run(new_state(), (diary := Diary()).step, diary.batches(),
+        TrainConfig(steps=3, sample_every_steps=2), diary, reporter, compiles=(3,))  # fmt: skip
+    first, second, third = (
+        ["data", "compile", "step"],
+        ["data", "step", "step"],
+        ["data", "compile"],
+    )
+    assert entered == [*first, *second, "sample", *third, "step", "eval", "save", "save"]
+
+
+def test_a_request_to_stop_during_an_evaluation_is_followed_by_a_save_and_the_end(reporter):
+    diary = Diary()
+    evaluate = diary.evaluate
+
+    def interrupted(params, step):
+        evaluate(params, step)
+        diary.stop_at = step
+        return {}
+
+    diary.evaluate = interrupted
+    state = train(diary, reporter, eval_every_steps=2)
+    assert int(state.step) == 2
+    assert diary.calls[-2:] == ["evaluate 2", "save 2"]
+    assert diary.saved == [(2, 2, {})]
+
+
+def test_what_was_logged_beyond_a_checkpoint_is_lost_in_steps_and_seconds(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert lost(path, 0) == (0, 0.0)
+    rows = [{"step": step, "time": 100.0 + step} for step in range(1, 8)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"torn')
+    assert lost(path, 4) == (3, 3.0)
+    assert lost(path, 7) == (0, 0.0)
+    assert lost(path, 0) == (7, 0.0), "since when is not known"

@@ -205,6 +205,8 @@ def test_weight_decay_spares_biases_and_norm_scales():
             lambda: StepConfig(batch_size=6, micro_batches=4),
             "step.batch_size=6 must be a multiple of step.micro_batches=4",
         ),
+        (lambda: StepConfig(spike_window=4), "step.spike_window=4 must be at least 8, or 0"),
+        (lambda: StepConfig(spike_deviations=0), "step.spike_deviations=0 must be positive"),
         (lambda: StepConfig(batch_size=0), "step.batch_size=0 must be at least 1"),
         (lambda: OptimizerConfig(peak_lr=0.0), "optimizer.peak_lr=0.0 must be above 0"),
         (lambda: OptimizerConfig(beta2=1.0), "optimizer.beta2=1.0 must be at least 0 and below 1"),

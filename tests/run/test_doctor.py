@@ -1,0 +1,133 @@
+"""The preflight, alone and between real processes: all equal, one different, one missing."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_jax.run import cli, doctor
+from tests.run.tiny_runs import CONFIG, DEADLINE, ROOT
+
+
+def test_on_one_host_it_says_what_a_run_would_use_and_writes_nothing(two_sources, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = [CONFIG, "--data.prepared", str(two_sources), "--run", str(run)]
+    assert cli.run(doctor.main, words) == 0
+    out = capsys.readouterr().out
+    for name in ("jaxlib", "code", "config", "plan", "tokenizer", "checkpoint", "process 0"):
+        assert f"\n{name} " in out
+    assert "all is well: 1 process(es)" in out
+    assert not run.exists()
+
+
+def test_what_would_stop_the_run_is_told_in_one_line(tmp_path, capsys):
+    words = [CONFIG, "--data.prepared", str(tmp_path / "nothing"), "--run", str(tmp_path / "run")]
+    assert cli.run(doctor.main, words) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told(two_sources, tmp_path, capsys):
+    words = [CONFIG, "--data.prepared", str(two_sources), "--run", str(tmp_path / "run")]
+    words += ["--checkpoint.keep-last", "1000000000"]
+    assert cli.run(doctor.main, words) == 2
+    assert "the checkpoints that stay need" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--model.num-layers=2"], "need a CONFIG"), (["none.py"], "does not exist")],
+)
+def test_a_wrong_word_is_one_line(words, said, capsys):
+    assert cli.run(doctor.main, words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_host_that_hangs_after_it_joined_is_named():
+    exchange = doctor.Exchange(["first", "second"], seconds=0.01)
+    exchange.post("facts/0", {"same": {}})
+    found, late = exchange.gather("facts")
+    assert list(found) == [0]
+    assert late == [
+        "process 1 on second: no facts within 0.01 s; it hangs or died, look at its log"
+    ]
+
+
+def test_what_differs_is_told_by_host_and_name_and_a_broken_host_by_its_own_words():
+    def host(name: str, problem: str = "", **same: str) -> dict:
+        return {"same": same, "own": {"host": name, "problem": problem}}
+
+    facts = {
+        0: host("a", jax="1", code="x"),
+        1: host("b", jax="1", code="x"),
+        2: host("c", jax="2", code="x", plan="p"),
+        3: host("d", problem="no data here", jax="9"),
+    }
+    assert doctor.differences(facts) == [
+        "process 2 on c: jax is 2, process 0 has 1",
+        "process 2 on c: plan is p, process 0 has none",
+        "process 3 on d: no data here",
+    ]
+
+
+def start(words: list[str], index: int, processes: int, port: int, log: Path) -> subprocess.Popen:
+    """One process of the preflight, with two devices."""
+    environ = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "LLM_JAX_COORDINATOR": f"127.0.0.1:{port}",
+        "LLM_JAX_PROCESSES": str(processes),
+        "LLM_JAX_PROCESS_ID": str(index),
+    }
+    with log.open("w") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "llm_jax.run.doctor", *words],
+            cwd=ROOT,
+            env=environ,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def examined(words: list[list[str]], processes: int, folder: Path) -> list[tuple[int, str]]:
+    """Exit status and output of the preflight on these processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    logs = [folder / f"{index}.log" for index in range(len(words))]
+    started = [
+        start(own, index, processes, port, log)
+        for index, (own, log) in enumerate(zip(words, logs, strict=True))
+    ]
+    statuses = [process.wait(DEADLINE) for process in started]
+    return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_two_equal_hosts_are_well(two_sources, tmp_path):
+    words = [CONFIG, "--data.prepared", str(two_sources), "--run", str(tmp_path / "run")]
+    for status, output in examined([words, words], 2, tmp_path):
+        assert status == 0, output
+        assert "all is well: 2 process(es), 4 device(s)" in output
+
+
+@pytest.mark.multidevice
+def test_a_host_with_another_config_is_named_on_both_with_what_differs(two_sources, tmp_path):
+    words = [CONFIG, "--data.prepared", str(two_sources), "--run", str(tmp_path / "run")]
+    other = [*words, "--data.seed", "1"]
+    for status, output in examined([words, other], 2, tmp_path):
+        assert status == 2, output
+        assert "BAD  process 1 on " in output
+        assert ": plan is " in output
+
+
+def test_a_missing_host_is_named_within_the_time_out(tmp_path):
+    ((status, output),) = examined([["--join-seconds", "1"]], 2, tmp_path)
+    assert status == cli.UNAVAILABLE
+    assert output.startswith("error: process 1 of 2 did not come within 1 s (there: 0 on ")
