@@ -5,5 +5,6 @@ templates      how a conversation is written, by name: ChatML, Llama, Gemma, Alp
 rendering      a Jinja template, sandboxed and limited in time, with its answers found
 masks          ids, and which of them are targets; text of users never becomes a special token
 prepare        the stage: conversations -> token shards with a mask
-self_instruct/ instructions and answers from seed tasks
+preference     pairs of a better and a worse answer
+self_instruct  from a few tasks to many
 """
