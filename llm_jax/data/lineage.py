@@ -179,8 +179,7 @@ def _outputs(manifest: dict[str, Any]) -> Iterator[tuple[str, int, str]]:
             yield part["file"], part["size"], part["sha256"]
         for split in entry.get("splits", {}).values():
             for shard in (shards.Shard(**shard) for shard in split["shards"]):
-                yield shard.tokens_file, shard.tokens_size, shard.tokens_sha256
-                yield shard.documents_file, shard.documents_size, shard.documents_sha256
+                yield from shard.files
 
 
 def record_digest(manifest: dict[str, Any]) -> str:

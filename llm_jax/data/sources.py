@@ -129,7 +129,7 @@ class SourcePart(NamedTuple):
 
 def source_parts(source: SourceConfig, files: list[str]) -> list[SourcePart]:
     """`files`, which `source_files` named, each with its format and its name in ids."""
-    kind = source.format if source.format != "auto" else _format_of(source, files)
+    kind = _format_of(source, files)
     folder = source.path.rstrip("/") + "/"
     below = folder if files[0].startswith(folder) else os.path.dirname(files[0])
     places = [os.path.relpath(f, below) if len(files) > 1 else os.path.basename(f) for f in files]
@@ -155,7 +155,7 @@ def choose_files(source: SourceConfig, files: list[str]) -> list[str]:
     Raises:
       DataError: there are none, or their format cannot be told.
     """
-    kind = source.format if source.format != "auto" else _format_of(source, files)
+    kind = _format_of(source, files)
     wanted = [f for f in files if f.lower().endswith(SUFFIXES[kind])]
     # a file named outright is read whatever its ending; in a folder the ending decides
     files = wanted or (files if files == [source.path] else [])
@@ -202,7 +202,9 @@ def find_files(path: str) -> list[str]:
 
 
 def _format_of(source: SourceConfig, files: list[str]) -> str:
-    """The one format whose endings occur among `files`."""
+    """The source's format, or the one whose endings occur among `files`. Raises DataError."""
+    if source.format != "auto":
+        return source.format
     kinds = {
         kind
         for kind, endings in SUFFIXES.items()

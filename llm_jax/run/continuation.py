@@ -175,7 +175,9 @@ def begin(parts: Parts, mesh: Mesh) -> Begun:
             kept = min(first, grown.vocab_size)
             params = resize(params, grown, mesh, [], first_row=kept, init="mean")
     else:
-        measure(BASE_ROW, params, model, _with_base(corpora, parts.tokenizer, base.tokenizer))
+        # conversations cannot be written without the special tokens that the base lacks
+        plain = {name: corpus for name, corpus in corpora.items() if corpus.scored is None}
+        measure(BASE_ROW, params, model, _with_base(plain, parts.tokenizer, base.tokenizer))
         spelled = spellings(base.tokenizer, parts.tokenizer)
         asked = parts.resize.init
         tried: Sequence[Init] = INITS if asked == "auto" else (asked,)
@@ -251,7 +253,7 @@ def table_of(scores: Mapping[str, Mapping[str, float]], chosen: str) -> str:
     """Bits per character of every start and source, before the first step."""
     if not scores:
         return ""
-    sources = list(next(iter(scores.values())))
+    sources = list(scores[chosen if chosen in scores else BASE_ROW])
     rows = ["start      " + " " * 18 + "".join(f"{name:>14}" for name in sources)]
     for name, by_source in scores.items():
         mark = "  <- chosen" if name == chosen else ""

@@ -14,6 +14,7 @@ from llm_jax.checkpoint.processes import is_first
 from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.data.batch import Batch, check_batch
 from llm_jax.data.loader import batches
+from llm_jax.errors import DataError
 from llm_jax.model import flops_per_token
 from llm_jax.run.hooks import RunHooks
 from llm_jax.run.parts import Parts
@@ -133,6 +134,11 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
         for number, batch in enumerate(feed):
             if number == 0:  # a mistake in the data shows at once, or hardly ever
                 check_batch(batch, parts.model.vocab_size)
+            if not batch.loss_mask_BT.any():
+                raise DataError(
+                    f"the batch of step {start + number + 1} has no target token; prepare the data again, with "
+                    "answers in every conversation"
+                )
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
 
 

@@ -65,7 +65,7 @@ def train_session(parts: Parts, console: Console) -> TrainState:
     stages = make_stages(parts, mesh, optimizer)
     evaluator = make_evaluator(parts, mesh)
     if parts.train.sample_every_steps:
-        prompts = [encode_prompt(parts.tokenizer, prompt) for prompt in parts.samples.prompts]
+        prompts = [encode_prompt(parts.tokenizer, prompt) for prompt in parts.prompts]
         check_lengths(parts.model, prompts, parts.samples.sampling(seed=0))
     require_agreement(parts)
     require_run_folder(parts.folder)

@@ -39,7 +39,7 @@ from llm_jax.data.dedup.stage import DedupStage
 from llm_jax.data.documents import Rejects
 from llm_jax.data.language_stage import LanguageStage
 from llm_jax.data.lineage import UNTRACKED, maker_records
-from llm_jax.data.prepare import PrepareConfig, dtype_of, prepared_manifest
+from llm_jax.data.prepare import PrepareConfig, prepared_manifest, token_dtype
 from llm_jax.data.shard_writer import new_folder, write_file
 from llm_jax.data.sources import SourceConfig
 from llm_jax.errors import ConfigError, DataError
@@ -147,7 +147,7 @@ def cluster_stage(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
                 pipeline = beam.Pipeline(options=beam_options)
                 build(
                     *(pipeline, units, references, reader, config.dedup()),
-                    *(config.prepare(root), files, dtype_of(tokenizer)),
+                    *(config.prepare(root), files, token_dtype(tokenizer)),
                 )
                 pipeline.run().wait_until_finish()
             results = _results(f"{root}/{RESULT}", folder)
