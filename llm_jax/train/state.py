@@ -74,7 +74,7 @@ def state_shardings(
 def abstract_state(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     trainable: Trainable = ALL,
 ) -> TrainState:
     """The state as jax.ShapeDtypeStruct with shardings: what a checkpoint is restored into."""
