@@ -85,12 +85,15 @@ def test_what_the_compiler_says_is_set_beside_the_estimate():
         (("--topology", "v5e:4x4", "--fsat"), "unknown setting --fsat"),
         (("--topology", "v5e:4x4", "--mesh.fsdp", "3"), "mesh data=1 x fsdp=3"),
         (("--topology", "v5e:4x4", "--step.batch-size", "8"), "step.batch_size"),
-        (("--topology", "v5e:4x4", "--mesh.tensor", "16"), "mlp=11008 must be a multiple"),
-        (("--topology", "v5e:4x4", "--fast", "--json", "none/x.json"), "there is no folder"),
+        (
+            ("--topology", "v5e:4x4", "--mesh.tensor", "16", "--model.mlp-dim", "11000"),
+            "mlp=11000 must be a multiple of mesh.tensor=16",
+        ),
+        (("--topology", "v5e:4x4", "--json", "none/x.json"), "there is no folder"),
     ],
 )
 def test_a_mistake_is_one_line(run, words, message, tmp_path):
-    status, _, error = run(B7, *words)
+    status, _, error = run(B7, *words, "--fast")
     assert status == 2
     assert message in error
     assert error.count("\n") == 1
