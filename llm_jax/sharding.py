@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.errors import ConfigError
@@ -46,6 +47,10 @@ class MeshConfig:
     fsdp: int = 1  # parameter shards; -1: as many as there are devices left
     tensor: int = 1  # splits of heads, mlp and vocabulary
     context: int = 1  # splits of every row's tokens
+    # over the slow network, between TPU slices or GPU hosts: these multiply `data` and `fsdp`, which
+    # then count inside one slice or host. HSDP on two hosts of 8 GPUs is fsdp=8, dcn_data=2
+    dcn_data: int = 1
+    dcn_fsdp: int = 1
 
     def __post_init__(self) -> None:
         sizes = dataclasses.asdict(self)
@@ -60,29 +65,75 @@ class MeshConfig:
             )
 
 
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Sizes of the mesh axes on so many devices, both networks together.
+
+    Raises:
+      ConfigError: they do not multiply to the number of devices.
+    """
+    stated = math.prod(size for size in dataclasses.asdict(config).values() if size > 0)
+    fill = max(devices // stated, 1)
+    sizes = {
+        "data": (fill if config.data == -1 else config.data) * config.dcn_data,
+        "fsdp": (fill if config.fsdp == -1 else config.fsdp) * config.dcn_fsdp,
+        "tensor": config.tensor,
+        "context": config.context,
+    }
+    if math.prod(sizes.values()) != devices:
+        shape = " x ".join(
+            f"{name}={size}"
+            for name, size in dataclasses.asdict(config).items()
+            if size != 1 or not name.startswith("dcn")
+        )
+        raise ConfigError(
+            f"mesh {shape} does not fit {devices} device(s): the product must be {devices}; "
+            "-1 for mesh.data or mesh.fsdp fills what is left"
+        )
+    return sizes
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh `data x fsdp x tensor x context` over all devices, or over `devices`.
 
     Raises:
-      ConfigError: the sizes do not multiply to the number of devices.
+      ConfigError: the sizes do not multiply to the number of devices, or the parts over the slow
+        network not to the number of slices or hosts.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dataclasses.asdict(config)
-    stated = math.prod(size for size in sizes.values() if size > 0)
-    for name, size in sizes.items():
-        if size == -1:
-            sizes[name] = max(len(devices) // stated, 1)
-    if math.prod(sizes.values()) != len(devices):
-        shape = " x ".join(f"{name}={size}" for name, size in dataclasses.asdict(config).items())
-        raise ConfigError(
-            f"mesh {shape} does not fit {len(devices)} device(s): the product must be {len(devices)}; "
-            "-1 for mesh.data or mesh.fsdp fills what is left"
-        )
+    sizes = mesh_sizes(config, len(devices))
     # Auto: jax.make_mesh now defaults to Explicit, which activation constraints do not accept
     axis_types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(
-        tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices
+    slow = {"data": config.dcn_data, "fsdp": config.dcn_fsdp}
+    by_process, islands = _islands(devices)
+    # GPU hosts may be one flat mesh, slow as it is; slices of TPUs may not
+    if math.prod(slow.values()) == 1 and (devices[0].platform != "tpu" or islands == 1):
+        return jax.make_mesh(
+            tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices
+        )
+    if math.prod(slow.values()) != islands:
+        what = "process(es)" if by_process else "slice(s)"
+        raise ConfigError(
+            f"mesh.dcn_data={config.dcn_data} x mesh.dcn_fsdp={config.dcn_fsdp} must be {islands}, as the "
+            f"devices lie on {islands} {what}: these two say how the slow network between them is used"
+        )
+    outer = tuple(slow.get(name, 1) for name in sizes)
+    inner = tuple(size // between for size, between in zip(sizes.values(), outer, strict=True))
+    array = mesh_utils.create_hybrid_device_mesh(
+        inner, outer, devices, process_is_granule=by_process
     )
+    return Mesh(array, tuple(sizes), axis_types=axis_types)
+
+
+def _islands(devices: Sequence[Any]) -> tuple[bool, int]:
+    """Whether a process is what the slow network joins, not a slice, and how many of them there are.
+
+    JAX numbers TPU slices, and GPU hosts where it runs on them; described GPUs and CPUs differ by
+    process only.
+    """
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    by_process = devices[0].platform != "tpu" and len(slices) == 1
+    found = {device.process_index for device in devices} if by_process else slices
+    return by_process, len(found)
 
 
 def partition_spec(

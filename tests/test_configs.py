@@ -17,7 +17,7 @@ from llm_jax.model import count_params
 from llm_jax.run.continuation import fill_in
 from llm_jax.run.instruct import InstructConfig
 from llm_jax.run.pretrain import AS_BASE, PretrainConfig
-from llm_jax.sharding import batch_sharding
+from llm_jax.sharding import batch_sharding, mesh_sizes
 from llm_jax.train import make_optimizer, make_schedule, new_state, state_shardings, train_step
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -64,10 +64,8 @@ def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
     if memory:
         assert f"{size / 1e9:.1f}" == memory[1]
 
-    sizes = dataclasses.asdict(config.mesh)
-    devices = DEVICES.get(page.stem, 8)
-    fill = devices // math.prod(n for n in sizes.values() if n > 0)
-    shape = tuple(fill if n == -1 else n for n in sizes.values())
+    sizes = mesh_sizes(config.mesh, DEVICES.get(page.stem, 8))
+    shape = tuple(sizes.values())
     mesh = AbstractMesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     state_shardings(config.model, optimizer, mesh)  # raises when a size does not divide
     batch_sharding(mesh, config.step.batch_size // config.step.micro_batches)

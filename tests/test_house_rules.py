@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "generate": {"config", "errors", "model", "sharding", "tokenizer"},
     "instruct": {"config", "errors", "data", "tokenizer"},
     "eval": {"config", "errors", "model", "generate", "data", "tokenizer", "sharding"},
-    "plan": {"config", "errors", "train", "model", "sharding"},
+    "plan": {"config", "errors", "train", "model", "sharding", "kernels", "data.batch"},
     "report": {"config", "errors"},
     "api": None,
     "__init__": None,

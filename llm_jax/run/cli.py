@@ -28,6 +28,7 @@ VERBS = {
     "demo": "raw text to a trained, measured, generating model in minutes, offline",
     "tokenizer": "train, extend, audit or compare tokenizers",
     "data": "raw text to token shards: clean, language, dedup, decontaminate, prepare, verify",
+    "plan": "whether a run fits hardware that is not here, how long it takes, what it moves",
     "pretrain": "train a model from a config",
     "instruct": "tune a model on conversations from a config",
     "self-instruct": "instructions and answers, bootstrapped from seed tasks with a model or an endpoint",

@@ -17,11 +17,19 @@ from jax.sharding import Mesh
 
 from llm_jax.data.batch import Batch, PreferenceBatch
 from llm_jax.errors import ConfigError
-from llm_jax.model import ModelConfig, Params, target_nats, without_adapters
+from llm_jax.model import ModelConfig, Params, logical_axes, target_nats, without_adapters
 from llm_jax.sharding import batch_sharding, replicated
 from llm_jax.train.segments import segment_sums
 from llm_jax.train.state import TrainState, state_shardings
-from llm_jax.train.step import Metrics, StepConfig, accumulate, apply_update, noise_for, rows_of
+from llm_jax.train.step import (
+    Metrics,
+    StepConfig,
+    accumulate,
+    apply_update,
+    laid_out,
+    noise_for,
+    rows_of,
+)
 from llm_jax.train.trainable import ALL, Trainable
 
 
@@ -144,7 +152,7 @@ def preference_step(
 
     trained = trainable.take(state.params)
     parts = (batch, rows_of(config, batch.rows))
-    grad = jax.grad(loss, has_aux=True)
+    grad = laid_out(jax.grad(loss, has_aux=True), trainable.of_leaves(logical_axes(model)))
     means, grads = accumulate(grad, trained, parts, config.micro_batches, together=2)
     state, metrics = apply_update(
         state, trained, grads, means.loss, optimizer=optimizer, schedule=schedule, clip_norm=clip_norm,

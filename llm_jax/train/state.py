@@ -79,7 +79,7 @@ def count_trained(config: ModelConfig, trainable: Trainable) -> int:
 def abstract_state(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     trainable: Trainable = ALL,
 ) -> TrainState:
     """The state as jax.ShapeDtypeStruct with shardings: what a checkpoint is restored into."""

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError
-from llm_jax.model import LossSums, ModelConfig, Params, target_loss
-from llm_jax.sharding import batch_sharding, replicated
+from llm_jax.model import LossSums, ModelConfig, Params, logical_axes, target_loss
+from llm_jax.sharding import batch_sharding, constrain, replicated
 from llm_jax.train.guard import is_spike, remember
 from llm_jax.train.neftune import NeftuneConfig, embedding_noise
 from llm_jax.train.state import TrainState, state_shardings
@@ -81,7 +81,7 @@ def train_step(
         noise_BTD = noise_for(config, model, state.step, part[1], part[0])
         return target_loss(params, model, *part[0], z_loss=config.z_loss, noise_BTD=noise_BTD)
 
-    grad = jax.grad(loss, has_aux=True)
+    grad = laid_out(jax.grad(loss, has_aux=True), trainable.of_leaves(logical_axes(model)))
     trained = trainable.take(state.params)
     parts = (weighted, rows_of(config, weighted))
     means, grads = accumulate(grad, trained, parts, config.micro_batches)
@@ -155,6 +155,22 @@ def noise_for(
     if rows_B1 is None:
         return None
     return embedding_noise(config.neftune, step, rows_B1[:, 0], batch.segments_BT, model.embed_dim)
+
+
+def laid_out(
+    grad: Callable[[Params, Any], tuple[Params, Sums]], axes: Any
+) -> Callable[[Params, Any], tuple[Params, Sums]]:
+    """`grad` with gradients that lie on the mesh as their parameters do.
+
+    Left to itself, SPMD keeps the embedding's gradient whole on every device, takes its norm there
+    and carries it into the update (7B: half a gigabyte).
+    """
+
+    def placed(params: Params, part: Any) -> tuple[Params, Sums]:
+        grads, sums = grad(params, part)
+        return jax.tree.map(lambda g, names: constrain(g, *names), grads, axes), sums
+
+    return placed
 
 
 def accumulate(

@@ -210,6 +210,8 @@ def _on_mesh(
         dx_BTD = lax.psum(dx_BTD, split.vocab) if split.vocab else dx_BTD
         if scattered:
             dhead_DV = lax.psum_scatter(dhead_DV, scattered, scatter_dimension=0, tiled=True)
+            # before the layers' backward: XLA puts it off, and keeps the whole sum all the while
+            dx_BTD, dhead_DV = lax.optimization_barrier((dx_BTD, dhead_DV))
         dhead_DV = lax.psum(dhead_DV, summed) if summed else dhead_DV
         if dbias_V is not None and token_axes:
             dbias_V = lax.psum(dbias_V, token_axes)

@@ -1,0 +1,169 @@
+"""The real training step, compiled for a topology, and what the compiler says of it.
+
+    python -m llm_jax.plan.compiled < request.json
+
+is a process of its own: the number of virtual CPU devices is fixed before jax starts, libtpu takes its
+settings from the environment, and a compiler that dies must not take the command with it.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llm_jax import config as config_files
+from llm_jax.data.batch import DTYPES, Batch
+from llm_jax.errors import ConfigError, UserError
+from llm_jax.model import attention_choice
+from llm_jax.plan.hlo import Collective, collectives
+from llm_jax.plan.request import Request
+from llm_jax.plan.topology import Topology, described_devices, parse_topology
+from llm_jax.sharding import batch_sharding, make_mesh
+from llm_jax.train import abstract_state, compile_step, make_optimizer, make_schedule
+from llm_jax.train.guard import watch
+
+KERNELS = ("llm_jax_attention_forward", "llm_jax_attention_backward", "mosaic_gpu")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What is known of one compiled step; bytes are of one device."""
+
+    platform: str = ""
+    arguments: int = 0  # parameters, optimizer state and batch
+    outputs: int = 0
+    aliased: int = 0  # outputs in the place of arguments
+    temporaries: int = 0  # what the program allocates besides, fragmentation included
+    peak: int = 0  # most that is alive at once; 0 where the compiler does not say
+    seconds: float = 0.0  # on the machine that compiled
+    attention: str = ""
+    kernels: tuple[str, ...] = ()  # of ours, found in the program
+    collectives: tuple[Collective, ...] = ()
+    readable: bool = True  # whether this jaxlib can show the program: kernels and collectives
+    too_large: str = ""  # the compiler's own words, where it refuses for want of memory
+
+    @property
+    def total(self) -> int:
+        """Bytes a device must have.
+
+        libtpu tells the most it uses at once, arguments included, and that is what it compares with
+        the chip; its temporaries are more (7B on v5e:4x4: 6.5 GB, of which it allocates 4.6). On a
+        CPU `peak` knows nothing of temporaries.
+        """
+        sum_of_all = self.arguments + self.outputs - self.aliased + self.temporaries
+        return min(self.peak, sum_of_all) if self.platform == "tpu" else sum_of_all
+
+
+def compile_request(request: Request, topology: Topology) -> Compiled:
+    """Compiles in this process.
+
+    Raises:
+      ConfigError: what describes the devices is missing, or the run does not fit the mesh.
+    """
+    request.abstract_mesh(topology)
+    mesh = make_mesh(request.mesh, described_devices(topology))
+    optimizer = watch(make_optimizer(request.optimizer), request.step.spike_window)
+    step = compile_step(
+        mesh,
+        model=request.model,
+        config=request.step,
+        optimizer=optimizer,
+        schedule=make_schedule(request.optimizer, request.steps),
+        clip_norm=request.optimizer.clip_norm,
+    )
+    rows = (request.step.batch_size, request.seq_len)
+    sharding = batch_sharding(mesh, *rows)
+    batch = Batch(*(jax.ShapeDtypeStruct(rows, dtype, sharding=sharding) for dtype in DTYPES))
+    state = abstract_state(request.model, optimizer, mesh)
+    begin = time.perf_counter()
+    with jax.set_mesh(mesh):
+        attention = attention_choice(request.model, *rows).name
+        lowered = step.lower(state, batch)  # pyright: ignore[reportFunctionMemberAccess]
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            words = str(error).strip().splitlines()[0]
+            return Compiled(
+                platform=topology.chip.platform,
+                attention=attention,
+                too_large=words,
+                seconds=time.perf_counter() - begin,
+            )
+    seconds = time.perf_counter() - begin
+    memory = compiled.memory_analysis()
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # jaxlib 0.10 cannot read programs for v5p and v6e
+        text = ""
+    return Compiled(
+        platform=topology.chip.platform,
+        readable=bool(text),
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        seconds=seconds,
+        attention=attention,
+        kernels=tuple(name for name in KERNELS if name in text),
+        collectives=tuple(collectives(text, dict(mesh.shape))),
+    )
+
+
+def compile_apart(request: Request, topology: Topology) -> Compiled:
+    """Compiles in a process of its own.
+
+    Raises:
+      ConfigError: as `compile_request`, or the compiler died.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if topology.chip.platform == "cpu":
+        flags += f" --xla_force_host_platform_device_count={topology.devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip()}
+    environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # where pip puts NVIDIA's ptxas: jax 0.10 would take the system's
+    wheel = Path(sys.prefix) / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    tools = wheel / "site-packages" / "nvidia" / "cu13" / "bin"
+    if tools.is_dir():
+        environment["PATH"] = f"{tools}{os.pathsep}{environment.get('PATH', '')}"
+    asked = json.dumps({"topology": topology.name, "request": config_files.to_dict(request)})
+    done = subprocess.run(
+        [sys.executable, "-c", "from llm_jax.plan.compiled import main; main()"],
+        input=asked, capture_output=True, text=True, errors="replace", env=environment, check=False,
+    )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        told = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        raise ConfigError(
+            f"topology={topology.name!r}: the compiler ended with status {done.returncode}: "
+            f"{told[-1][:300] if told else 'nothing said'}; --fast gives the estimate alone"
+        )
+    answer: dict[str, Any] = json.loads(lines[-1])
+    if "refused" in answer:
+        raise ConfigError(answer["refused"])
+    answer["collectives"] = tuple(Collective(*found) for found in answer["collectives"])
+    answer["kernels"] = tuple(answer["kernels"])
+    return Compiled(**answer)
+
+
+def main() -> None:
+    """Reads a request from stdin, writes the answer as one line of JSON."""
+    asked = json.load(sys.stdin)
+    request = config_files.from_dict(Request, asked["request"])
+    try:
+        answer = dataclasses.asdict(compile_request(request, parse_topology(asked["topology"])))
+    except UserError as error:
+        answer = {"refused": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

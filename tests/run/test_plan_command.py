@@ -1,0 +1,112 @@
+"""`llm-jax plan`: what it prints and writes, and what it says of mistakes."""
+
+import dataclasses
+import importlib.util
+import json
+
+import pytest
+
+from llm_jax.plan import Collective, Compiled, estimate, parse_topology
+from llm_jax.run import cli, plan
+from tests.plan.requests import LLAMA_2_7B, ask
+from tests.test_configs import FOLDER
+
+B7 = str(FOLDER / "pretrain_7b_tpu.py")
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.run(plan.main, list(words))
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return command
+
+
+def test_the_estimate_of_a_config_whose_data_does_not_exist(run, tmp_path):
+    words = ("--topology", "v5e:4x4", "--fast", "--step.batch-size", "16")
+    status, out, _ = run(B7, *words, "--json", "plan.json")
+    assert status == 0
+    assert "16 x TPU v5 lite" in out
+    assert "6,738,415,616 parameters" in out
+    assert "fits: 9.1" in out
+    assert "of 15.75" in out
+    answer = json.loads((tmp_path / "plan.json").read_text())
+    assert answer["estimate"]["fits"]
+    assert answer["estimate"]["memory"]["parameters"] == pytest.approx(
+        4 * 6_738_415_616 / 16, rel=1e-3
+    )
+    assert "compiled" not in answer
+
+
+def test_what_does_not_fit_is_said_with_what_to_do(run):
+    status, out, _ = run(B7, "--topology", "v5e:2x2", "--fast", "--step.batch-size", "4")
+    assert status == 0
+    assert "DOES NOT FIT" in out
+    assert "raise --step.micro-batches" in out
+
+
+def test_a_search_prints_what_to_type(run):
+    words = ("--topology", "v5e:1x2", "--fast", "--search", "--step.batch-size", "16")
+    status, out, _ = run(str(FOLDER / "pretrain_125m.py"), *words)
+    assert status == 0
+    assert "ways fit; the fastest" in out
+    assert "--mesh.fsdp" in out
+
+
+def test_what_the_compiler_says_is_set_beside_the_estimate():
+    topology = parse_topology("v5e:4x4")
+    counted = estimate(ask(LLAMA_2_7B, batch_size=16, seq_len=4096), topology)
+    found = Compiled(
+        platform="tpu", arguments=5_056_890_880, outputs=5_056_813_056, aliased=5_056_808_960,
+        temporaries=6_506_000_000, peak=9_630_000_000, attention="pallas_tpu",
+        collectives=(Collective("all-gather", "fsdp", 258, 11.9e9),),
+    )  # fmt: skip
+    assert found.total == found.peak, "libtpu's temporaries are more than it allocates"
+    shown = plan.compiled_lines(found, counted, topology)
+    assert "fits: 8.97 GiB of 15.75" in shown
+    assert "the estimate is +1." in shown
+    assert "over fsdp: 11.90 GB received; estimated 38.15 (258 all-gather)" in shown
+    refused = dataclasses.replace(found, too_large="Ran out of memory")
+    shown = plan.compiled_lines(refused, counted, topology)
+    assert shown == "compiled   DOES NOT FIT, says the compiler: Ran out of memory"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--topology", "v5:4x4"), "topology='v5:4x4': 'v5' is no known chip"),
+        (("--topology", "v5p:4x4"), "must look like v5p:4x4x4"),
+        ((), "the following arguments are required: --topology"),
+        (("--topology", "v5e:4x4", "--fsat"), "unknown setting --fsat"),
+        (("--topology", "v5e:4x4", "--mesh.fsdp", "3"), "mesh data=1 x fsdp=3"),
+        (("--topology", "v5e:4x4", "--step.batch-size", "8"), "step.batch_size"),
+        (
+            ("--topology", "v5e:4x4", "--mesh.tensor", "16", "--model.mlp-dim", "11000"),
+            "mlp=11000 must be a multiple of mesh.tensor=16",
+        ),
+        (("--topology", "v5e:4x4", "--json", "none/x.json"), "there is no folder"),
+    ],
+)
+def test_a_mistake_is_one_line(run, words, message, tmp_path):
+    status, _, error = run(B7, *words, "--fast")
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_absent_compiler_is_named_with_what_to_install(run, monkeypatch):
+    if importlib.util.find_spec("jax_cuda13_plugin"):
+        pytest.skip("the plugin is here")
+    status, out, error = run(
+        str(FOLDER / "pretrain_125m.py"), "--topology", "h100:1x8", "--mesh.data", "8"
+    )
+    assert status == 2
+    assert "estimate" in out, "the estimate needs no compiler"
+    assert 'pip install "jax[cuda13]"' in error
+    assert error.count("\n") == 1
