@@ -33,6 +33,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "vocab": ("tensor",),
     "layers": (),
+    "rank": (),
     "position": (),
 }
 

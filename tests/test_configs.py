@@ -15,6 +15,7 @@ from llm_jax import config as config_files
 from llm_jax.data.batch import Batch
 from llm_jax.model import count_params
 from llm_jax.run.continuation import fill_in
+from llm_jax.run.instruct import InstructConfig
 from llm_jax.run.pretrain import AS_BASE, PretrainConfig
 from llm_jax.sharding import batch_sharding
 from llm_jax.train import make_optimizer, make_schedule, new_state, state_shardings, train_step
@@ -22,26 +23,35 @@ from llm_jax.train import make_optimizer, make_schedule, new_state, state_shardi
 FOLDER = Path(__file__).parent.parent / "configs"
 OTHERS = ("__init__", "self_instruct")  # pages of other commands are tested beside these
 PAGES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in OTHERS)
-DEVICES = {
-    "demo": 1,
-    "pretrain_7b_tpu": 64,
-}  # of the hardware the page names; otherwise one host of 8
+# of the hardware the page names; otherwise one host of 8
+DEVICES = {"demo": 1, "pretrain_7b_tpu": 64, "instruct_demo": 1, "instruct_7b_tpu": 64}
+BASES = {"instruct_7b_tpu": "pretrain_7b_tpu"}  # the page whose model it begins with; else 125m
+
+
+def kind_of(page: Path) -> type[PretrainConfig] | type[InstructConfig]:
+    """The config that a page of this name holds."""
+    return InstructConfig if page.stem.startswith("instruct") else PretrainConfig
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
-    config = config_files.load(page, PretrainConfig)
-    base = config_files.load(FOLDER / "pretrain_125m.py", PretrainConfig).model
+    config = config_files.load(page, kind_of(page))
+    source = FOLDER / f"{BASES.get(page.stem, 'pretrain_125m')}.py"
+    base = config_files.load(source, PretrainConfig).model
     text = ast.get_docstring(ast.parse(page.read_text(encoding="utf-8"))) or ""
     assert "Run:" in text
     assert "Expect:" in text
-    assert config_files.loads(config_files.dumps(config), PretrainConfig) == config
+    assert config_files.loads(config_files.dumps(config), kind_of(page)) == config
 
     stated = re.search(r"([\d,]+) parameters", text)
     if config.init_from:  # the model is whichever base it is given
-        model = fill_in(config.model, AS_BASE, base, least=38_016, where="125m")
-        assert model == dataclasses.replace(base, vocab_size=38_016)
+        least = 0 if page.stem in BASES else 38_016
+        model = fill_in(config.model, AS_BASE, base, least=least, where="the base")
+        assert model == dataclasses.replace(base, vocab_size=max(least, base.vocab_size))
         config = dataclasses.replace(config, model=model)
+        if page.stem in BASES:
+            assert stated
+            assert count_params(model) == int(stated[1].replace(",", ""))
     else:
         assert stated, "Expect: gives the number of parameters"
         assert count_params(config.model) == int(stated[1].replace(",", ""))

@@ -3,6 +3,7 @@
 documents      a document, and the account of records that could not become one
 sources        which files hold documents, in which format
 text_files     plain text, JSON lines, the sample texts
+records        whole records, for data that is more than one text
 record_files   Parquet, ArrayRecord, TFDS
 package_docs   English prose from the installed packages
 characters     what kind of character each one is       language   told by scripts

@@ -42,7 +42,9 @@ class DataConfig:
     budget_steps: int = 0  # of "unimax": the steps that max_epochs is counted over; 0: train.steps
     phases: tuple[Phase, ...] = ()  # other weights from a step on
     seq_len: int = 1024  # T: pairs (input, target) per row
-    packing: Packing = "best_fit"  # "concat" has no padding, "best_fit" cuts almost no document
+    packing: Packing = (
+        "best_fit"  # "concat" has no padding, "best_fit" cuts almost no document, "whole" none
+    )
     seed: int = 0  # order of documents, rows and epochs
     workers: int = 0  # processes that read ahead; 0 reads in a thread; never changes the rows
     prefetch: int = 4  # batches read ahead (per worker process); 0 reads when asked
@@ -126,8 +128,8 @@ class _Rows:
             batch.targets_BT[here] = tokens[1:]
             batch.positions_BT[here] = np.arange(count, dtype=np.int32)
             batch.segments_BT[here] = segment
+            batch.loss_mask_BT[here] = self.split.read_mask(start + 1, count) > 0
             begin += count
-        batch.loss_mask_BT[position, :begin] = 1.0
 
 
 class DataPlan:

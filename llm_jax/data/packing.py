@@ -10,6 +10,8 @@ functions of (document lengths, T, key), planned ahead so that any row is random
 `best_fit`: documents longer than T are cut into pieces of T; every rest and every shorter document
   stays whole and goes where it leaves the least room (best-fit decreasing; "Fewer Truncations
   Improve Language Modeling", Ding et al. 2024). Some per cent of padding instead of cut documents.
+`whole`: the same, and a document longer than T is an error: for conversations, which make no sense
+  without their beginning.
 """
 
 import itertools
@@ -20,8 +22,9 @@ from typing import Literal
 import numpy as np
 
 from llm_jax.data.permutation import permute
+from llm_jax.errors import DataError
 
-Packing = Literal["concat", "best_fit"]
+Packing = Literal["concat", "best_fit", "whole"]
 
 
 class RowPlan(ABC):
@@ -52,9 +55,17 @@ def plan_rows(document_starts: np.ndarray, seq_len: int, packing: Packing, key: 
       seq_len: T, pairs per row.
       packing: which planner.
       key: seeds the order of documents and rows.
+
+    Raises:
+      DataError: a document is longer than T and may not be cut.
     """
     starts = np.asarray(document_starts, dtype=np.int64)
     pairs = np.maximum(np.diff(starts) - 1, 0)
+    if packing == "whole" and pairs.max(initial=0) > seq_len:
+        raise DataError(
+            f"data.packing='whole' cannot cut the longest document, of {pairs.max()} pairs; raise data.seq_len="
+            f"{seq_len} to that, or prepare the data with --seq-len {seq_len}"
+        )
     order = permute(np.arange(len(pairs)), max(1, len(pairs)), key + "/documents")
     order = order[pairs[order] > 0]
     planner = ConcatPlan if packing == "concat" else BestFitPlan

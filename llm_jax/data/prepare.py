@@ -10,7 +10,7 @@ Then the manifest is written and the whole folder renamed into place.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +94,7 @@ def prepare(
         left at `config.output` then.
     """
     tokenizer = tokenizers.load(Path(config.tokenizer))
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    dtype = token_dtype(tokenizer)
     with new_folder(config.output, config.overwrite) as root:
         tokenizer_folder = root / shards.TOKENIZER
         tokenizer_folder.mkdir()
@@ -107,25 +107,51 @@ def prepare(
                 source, config, root, dtype, rejects, progress or (lambda _: None)
             )
             samples += rejects.lines(source.name)
-        manifest: dict[str, Any] = {
-            "format": shards.FORMAT,
-            "dtype": dtype,
-            "tokenizer": {
-                "fingerprint": tokenizer.fingerprint,
-                "vocab_size": tokenizer.vocab_size,
-                "bos_id": tokenizer.bos_id,
-                "eos_id": tokenizer.eos_id,
-            },
-            "inputs": inputs,
-            "sources": entries,
-            "config": to_dict(config),
-        }
-        manifest["digest"] = shards.content_digest(manifest)
-        manifest["record_digest"] = record_digest(manifest)
-        write_file(root / shards.REJECTS, samples.encode("utf-8", "replace"))
-        text = json.dumps(manifest, indent=1, ensure_ascii=False)
-        write_file(root / shards.MANIFEST, text.encode())
+        write_manifest(root, samples, prepared_manifest(tokenizer, config, inputs, entries))
     return shards.open_prepared(config.output)
+
+
+def token_dtype(tokenizer: Tokenizer) -> str:
+    """How ids are stored."""
+    return "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+
+
+def prepared_manifest(
+    tokenizer: Tokenizer, config: Any, inputs: dict[str, Any], entries: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    """What the manifest of prepared data says.
+
+    Args:
+      tokenizer: what the shards were encoded with.
+      config: the dataclass that decided what was done.
+      inputs: `input_records` of what was read, made before it was read.
+      entries: by name of a source: its splits with their counts and shards, and more.
+      more: further entries.
+    """
+    manifest: dict[str, Any] = {
+        "format": shards.FORMAT,
+        "dtype": token_dtype(tokenizer),
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+        },
+        "inputs": inputs,
+        "sources": entries,
+        "config": to_dict(config),
+        **{name: to_dict(part) for name, part in more.items()},
+    }
+    manifest["digest"] = shards.content_digest(manifest)
+    manifest["record_digest"] = record_digest(manifest)
+    return manifest
+
+
+def write_manifest(root: Path, samples: str, manifest: dict[str, Any]) -> None:
+    """The last files of a folder of token shards; `samples` are lines of rejects.jsonl."""
+    write_file(root / shards.REJECTS, samples.encode("utf-8", "replace"))
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    write_file(root / shards.MANIFEST, text.encode())
 
 
 def _prepare_source(
@@ -137,36 +163,56 @@ def _prepare_source(
     progress: Callable[[Progress], None],
 ) -> dict[str, Any]:
     """Writes the shards of one source; returns its entry for the manifest."""
-    (root / source.name).mkdir()
-    holdout = HoldOut(config.holdout_fraction)
     stream = _Stream(source, config.drop_duplicates, rejects)
-    with ExitStack() as stack:
-        writers = {}
-        for split in shards.SPLITS:
-            writer = SplitWriter(root, source.name, split, dtype, config.shard_max_tokens)
-            stack.callback(writer.close)
-            writers[split] = writer
+    encoded = ordered_map(make_encoder, (config.tokenizer,), stream.chunks(), config.workers)
+    writers = SourceWriters(
+        root, source.name, dtype, config.holdout_fraction, config.shard_max_tokens
+    )
+    splits = writers.write(encoded, lambda now: progress(now._replace(rejected=rejects.total)))
+    rejects.check(source.name, config.max_reject_fraction)
+    return {
+        "input_digest": stream.digest.hexdigest(),
+        "duplicates": stream.duplicates,
+        "rejects": rejects.report(),
+        "splits": splits,
+    }
 
-        def report() -> None:
-            total = {key: sum(w.counts[key] for w in writers.values()) for key in COUNTED}
-            progress(Progress(source=source.name, rejected=rejects.total, **total))
 
-        encoded = ordered_map(make_encoder, (config.tokenizer,), stream.chunks(), config.workers)
-        for chunk in encoded:
-            for document in chunk:
-                for split, settled in holdout.deal(document):
-                    writers[split].add(settled)
-            report()
-        for split, settled in holdout.rest():
-            writers[split].add(settled)
-        report()
-        rejects.check(source.name, config.max_reject_fraction)
-        return {
-            "input_digest": stream.digest.hexdigest(),
-            "duplicates": stream.duplicates,
-            "rejects": rejects.report(),
-            "splits": {split: writer.finish() for split, writer in writers.items()},
+class SourceWriters:
+    """The writers of both splits of one source."""
+
+    def __init__(
+        self, root: Path, source: str, dtype: str, holdout_fraction: float, max_tokens: int
+    ) -> None:
+        (root / source).mkdir()
+        self._source, self._holdout = source, HoldOut(holdout_fraction)
+        self._writers = {
+            split: SplitWriter(root, source, split, dtype, max_tokens) for split in shards.SPLITS
         }
+
+    def write(
+        self, chunks: Iterable[list[Encoded]], progress: Callable[[Progress], None]
+    ) -> dict[str, Any]:
+        """Writes all documents; returns the entries of the splits for the manifest."""
+        with ExitStack() as stack:
+            for writer in self._writers.values():
+                stack.callback(writer.close)
+            for chunk in chunks:
+                for document in chunk:
+                    self._add(self._holdout.deal(document))
+                progress(self._progress())
+            self._add(self._holdout.rest())
+            progress(self._progress())
+            return {split: writer.finish() for split, writer in self._writers.items()}
+
+    def _add(self, settled: Iterable[tuple[str, Encoded]]) -> None:
+        for split, document in settled:
+            self._writers[split].add(document)
+
+    def _progress(self) -> Progress:
+        counts = [writer.counts for writer in self._writers.values()]
+        total = {key: sum(count[key] for count in counts) for key in COUNTED}
+        return Progress(source=self._source, rejected=0, **total)
 
 
 class _Stream:
@@ -207,6 +253,11 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
+def position_of(key: bytes) -> float:
+    """`Encoded.position` of a text by its key."""
+    return int.from_bytes(key[:8], "little") / 2**64
+
+
 def make_encoder(folder: str) -> Callable[[list[str]], list[Encoded]]:
     """The function that a worker applies to every chunk of texts."""
     return partial(encode_chunk, tokenizers.load(Path(folder)))
@@ -227,6 +278,6 @@ def encode_chunk(tokenizer: Tokenizer, texts: list[str]) -> list[Encoded]:
                 f"the tokenizer gives id {int(tokens.max())}, but vocab_size is "
                 f"{tokenizer.vocab_size}; its files do not belong together"
             )
-        position = int.from_bytes(text_key(text)[:8], "little") / 2**64
+        position = position_of(text_key(text))
         documents.append(Encoded(tokens.astype(np.uint32), len(text.encode()), len(text), position))
     return documents

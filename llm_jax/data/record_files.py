@@ -37,7 +37,7 @@ def read_parquet(
                     row += 1
                     yield from _decoded(source, value, f"{place}:{row}", rejects)
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
 def _decoded(source: str, value: bytes | None, place: str, rejects: Rejects) -> Iterator[Document]:
@@ -86,7 +86,7 @@ def read_array_record(
     except (RuntimeError, ValueError, IndexError) as error:
         if isinstance(error, DataError):
             raise
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
 def _is_json_object(record: bytes) -> bool:
@@ -101,17 +101,14 @@ def read_tfds(source: str, path: str, text_field: str, rejects: Rejects) -> Iter
 
     `path` is `NAME:SPLIT` (looked up in the TFDS data folder; nothing is downloaded) or
     `FOLDER:SPLIT` with the folder that holds `dataset_info.json`. Without `:SPLIT` it is `train`.
+    `text_field` may be a feature inside another: `translation.zh`.
     """
-    name, split = path, "train"
-    if not os.path.isdir(path) and ":" in path:
-        name, _, split = path.rpartition(":")
-    examples: Any = _tfds_examples(name, split)
-    if len(examples) and text_field not in (fields := list(examples[0])):
-        raise DataError(
-            f"tfds {path!r}: has no feature {text_field!r}; {nearest(text_field, fields)}"
-        )
+    name, split = split_of(path)
+    examples: Any = tfds_examples(name, split)
+    if len(examples):
+        _feature(examples[0], text_field, path)
     for index in range(len(examples)):
-        value = examples[index][text_field]
+        value = _feature(examples[index], text_field, path)
         where = f"{os.path.basename(name.rstrip('/'))}:{split}:{index + 1}"
         if isinstance(value, bytes):
             yield from _decoded(source, value, where, rejects)
@@ -119,7 +116,40 @@ def read_tfds(source: str, path: str, text_field: str, rejects: Rejects) -> Iter
             yield document
 
 
-def _tfds_examples(name: str, split: str) -> Any:
+def _feature(example: Any, path: str, dataset: str) -> Any:
+    """The value of a feature, or of one inside another: `translation.zh`.
+
+    Raises:
+      DataError: the example has none of that name.
+    """
+    if path in example:
+        return example[path]
+    value = example
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            names = sorted(_feature_names(example))
+            raise DataError(f"tfds {dataset!r}: has no feature {path!r}; {nearest(path, names)}")
+        value = value[name]
+    return value
+
+
+def _feature_names(example: dict[str, Any], before: str = "") -> Iterator[str]:
+    for name, value in example.items():
+        if isinstance(value, dict):
+            yield from _feature_names(value, f"{before}{name}.")
+        else:
+            yield before + name
+
+
+def split_of(path: str) -> tuple[str, str]:
+    """`NAME:SPLIT` as its two parts; without a split it is `train`."""
+    if os.path.isdir(path) or ":" not in path:
+        return path, "train"
+    name, _, split = path.rpartition(":")
+    return name, split
+
+
+def tfds_examples(name: str, split: str) -> Any:
     """A random-access view of one split."""
     import tensorflow_datasets as tfds
 
@@ -140,6 +170,7 @@ def _tfds_examples(name: str, split: str) -> Any:
         raise DataError(f"tfds {name!r}: cannot be read ({detail})") from error
 
 
-def _damaged(file: str, error: Exception) -> DataError:
+def damaged(file: str, error: Exception) -> DataError:
+    """A file that its library cannot read."""
     detail = str(error).strip().partition("\n")[0]
     return DataError(f"{file}: cannot be read, damaged or not of this format ({detail})")

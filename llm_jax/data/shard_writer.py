@@ -32,6 +32,7 @@ class Encoded(NamedTuple):
     num_bytes: int  # of the text in UTF-8
     num_characters: int
     position: float  # in [0, 1), from a hash of the text: below the held-out share means held out
+    mask: np.ndarray | None = None  # uint8 per token: 0, ANSWER or MARK; None: no split has masks
 
 
 @contextmanager
@@ -143,6 +144,8 @@ class SplitWriter:
         self._table = array("q")  # token end, bytes, characters of each document of this shard
         self._in_shard = 0
         self.counts = {"documents": 0, "tokens": 0, "bytes": 0, "characters": 0}
+        self._mask = bytearray()  # of this shard
+        self._targets: int | None = None  # None until a document with a mask comes
 
     def add(self, document: Encoded) -> None:
         """Appends one document."""
@@ -155,6 +158,10 @@ class SplitWriter:
         self._file.write(document.tokens.astype(self._dtype).tobytes())
         self._in_shard += size
         self._table.extend((self._in_shard, document.num_bytes, document.num_characters))
+        if document.mask is not None:
+            self._mask += document.mask.astype(np.uint8).tobytes()
+            # the first token of a document is nobody's target
+            self._targets = (self._targets or 0) + int(np.count_nonzero(document.mask[1:]))
         self.counts["documents"] += 1
         self.counts["tokens"] += size
         self.counts["bytes"] += document.num_bytes
@@ -163,7 +170,14 @@ class SplitWriter:
     def finish(self) -> dict[str, Any]:
         """Closes the last shard; returns the split's entry for the manifest."""
         self._finish_shard()
-        return {**self.counts, "shards": [asdict(shard) for shard in self._shards]}
+        masked = self._targets is not None
+        own = ("mask_file", "mask_size", "mask_sha256")
+        shards = [
+            {key: value for key, value in asdict(shard).items() if masked or key not in own}
+            for shard in self._shards
+        ]
+        targets = {"targets": self._targets} if masked else {}
+        return {**self.counts, **targets, "shards": shards}
 
     def close(self) -> None:
         """Closes an unfinished file; for when an error ends the run."""
@@ -186,6 +200,15 @@ class SplitWriter:
         table = np.frombuffer(self._table.tobytes(), dtype=np.int64).reshape(-1, 3)
         # not np.save: on a full disk it raises an OSError that does not say so (no errno)
         write_file(documents, _npy_header(table.dtype, table.shape) + table.tobytes())
+        mask: dict[str, Any] = {}
+        if self._targets is not None:
+            path = self._path("mask")
+            write_file(path, _npy_header(np.dtype(np.uint8), (self._in_shard,)) + self._mask)
+            mask = {
+                "mask_file": path.relative_to(self._root).as_posix(),
+                "mask_size": path.stat().st_size,
+                "mask_sha256": sha256_of(path),
+            }
         self._shards.append(
             Shard(
                 tokens_file=tokens.relative_to(self._root).as_posix(),
@@ -196,9 +219,10 @@ class SplitWriter:
                 documents_sha256=sha256_of(documents),
                 num_tokens=self._in_shard,
                 num_documents=len(table),
+                **mask,
             )
         )
-        self._table, self._in_shard = array("q"), 0
+        self._table, self._in_shard, self._mask = array("q"), 0, bytearray()
 
 
 def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:

@@ -5,14 +5,16 @@
     FOLDER/rejects.jsonl                      samples of the records that were left out
     FOLDER/SOURCE/SPLIT-00000.tokens.npy      uint16 or uint32 [tokens]
     FOLDER/SOURCE/SPLIT-00000.documents.npy   int64 [documents, 3]: token end, UTF-8 bytes, characters
+    FOLDER/SOURCE/SPLIT-00000.mask.npy        uint8 [tokens], of conversations alone: 0, ANSWER or MARK
 
-A stored document is [BOS] + its text's ids + [EOS] (EOS first too where there is no BOS) and lies in one shard. Opening reads the manifest
+Of a conversation, bytes and characters are those of its answers. A stored document is [BOS] + its text's ids + [EOS] (EOS first too where there is no BOS) and lies in one shard. Opening reads the manifest
 and compares file sizes; the shards are memory-mapped when first used.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +31,13 @@ REJECTS = "rejects.jsonl"
 TOKENIZER = "tokenizer"
 TRAIN, HELDOUT = "train", "heldout"
 SPLITS = (TRAIN, HELDOUT)
+# values of a mask: a target that is text of an answer, and one that is not (end of turn, header)
+ANSWER, MARK = 1, 2
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Two files of one split, as the manifest names them."""
+    """The files of one shard of a split, as the manifest names them."""
 
     tokens_file: str  # relative to the folder
     tokens_size: int  # bytes on disk
@@ -43,6 +47,19 @@ class Shard:
     documents_sha256: str
     num_tokens: int
     num_documents: int
+    mask_file: str = ""  # "": every token is a target
+    mask_size: int = 0
+    mask_sha256: str = ""
+
+    @property
+    def files(self) -> list[tuple[str, int, str]]:
+        """Name, size and sha256 of each file."""
+        mask = [(self.mask_file, self.mask_size, self.mask_sha256)] if self.mask_file else []
+        return [
+            (self.tokens_file, self.tokens_size, self.tokens_sha256),
+            (self.documents_file, self.documents_size, self.documents_sha256),
+            *mask,
+        ]
 
 
 class Split:
@@ -56,10 +73,13 @@ class Split:
         self.num_tokens: int = entry["tokens"]  # with BOS and EOS
         self.num_bytes: int = entry["bytes"]  # UTF-8 bytes of text
         self.num_characters: int = entry["characters"]  # code points of text
+        self.has_mask: bool = "targets" in entry
+        # pairs (input, target) whose target counts
+        self.num_targets: int = entry.get("targets", self.num_tokens - self.num_documents)
         counts = [shard.num_tokens for shard in self.shards]
         self._bases = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.digest = digest(entry)  # of the content: the shards are named with their sha256
-        self._maps: dict[int, np.ndarray] = {}
+        self._maps: dict[str, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves memory maps and cached tables behind: a worker opens its own."""
@@ -98,14 +118,25 @@ class Split:
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens [start, start + count) of the split as int32, across shards."""
+        return self._read(start, count, self._tokens, np.int32)
+
+    def read_mask(self, start: int, count: int) -> np.ndarray:
+        """Mask of the same tokens, uint8: 0, ANSWER or MARK; without a mask all are MARK."""
+        if not self.has_mask:
+            return np.full(count, MARK, dtype=np.uint8)
+        return self._read(start, count, self._mask, np.uint8)
+
+    def _read(
+        self, start: int, count: int, of_shard: Callable[[int], np.ndarray], dtype: Any
+    ) -> np.ndarray:
         if start < 0 or count < 0 or start + count > self.num_tokens:
             raise IndexError(f"tokens [{start}, {start + count}) of {self.num_tokens}")
-        out = np.empty(count, dtype=np.int32)
+        out = np.empty(count, dtype)
         done = 0
         index = int(np.searchsorted(self._bases, start, side="right")) - 1
         while done < count:
             inside = start + done - int(self._bases[index])
-            part = self._tokens(index)[inside : inside + count - done]
+            part = of_shard(index)[inside : inside + count - done]
             out[done : done + len(part)] = part
             done += len(part)
             index += 1
@@ -117,10 +148,15 @@ class Split:
         return self.read(int(start), int(end - start))
 
     def _tokens(self, index: int) -> np.ndarray:
-        if index not in self._maps:
-            shard = self.shards[index]
-            self._maps[index] = self._map(shard.tokens_file, (shard.num_tokens,), self._dtype)
-        return self._maps[index]
+        return self._mapped(self.shards[index].tokens_file, index, self._dtype)
+
+    def _mask(self, index: int) -> np.ndarray:
+        return self._mapped(self.shards[index].mask_file, index, np.uint8)
+
+    def _mapped(self, file: str, index: int, dtype: Any) -> np.ndarray:
+        if file not in self._maps:
+            self._maps[file] = self._map(file, (self.shards[index].num_tokens,), dtype)
+        return self._maps[file]
 
     def _map(self, file: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         path = self._folder / file
@@ -168,10 +204,7 @@ class Prepared:
     def check_sizes(self) -> None:
         """Raises DataError when a file is missing or has another size than when it was written."""
         for shard in self.shards():
-            for file, size in (
-                (shard.tokens_file, shard.tokens_size),
-                (shard.documents_file, shard.documents_size),
-            ):
+            for file, size, _ in shard.files:
                 path = self.folder / file
                 found = path.stat().st_size if path.is_file() else None
                 if found is None:
@@ -189,10 +222,7 @@ class Prepared:
         """
         total = 0
         for shard in self.shards():
-            for file, expected in (
-                (shard.tokens_file, shard.tokens_sha256),
-                (shard.documents_file, shard.documents_sha256),
-            ):
+            for file, _, expected in shard.files:
                 path = self.folder / file
                 if sha256_of(path) != expected:
                     raise DataError(

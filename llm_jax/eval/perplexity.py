@@ -1,6 +1,7 @@
 """How well a model predicts held-out text: nats per token, PPL, bits per byte, bits per character.
 
-Sums over the text tokens of documents; EOS is not scored (see `windows.Corpus`). With N the summed
+Sums over the text tokens of documents; EOS is not scored (see `windows.Corpus`). Of conversations the
+text of the answers is scored, and its bytes and characters are counted, nothing else. With N the summed
 negative log-probabilities in nats:
 
     nats per token = N / tokens        PPL = exp(N / tokens)
@@ -148,7 +149,8 @@ class Evaluator:
         # one row holds a little text without padding it to the whole window
         needed = -(-int(windows.length.sum()) // 64) * 64
         row_len = min(self.config.seq_len, needed)
-        self._plan = RowPlan(ids, windows, row_len)
+        targets = np.concatenate([c.targets for c in self._corpora.values()])
+        self._plan = RowPlan(ids, windows, row_len, targets)
         self._batch_size = self._rows_at_once(self._plan.num_rows)
 
     def _rows_at_once(self, num_rows: int) -> int:

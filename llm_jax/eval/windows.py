@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm_jax.data.packing import best_fit_decreasing
-from llm_jax.data.shards import Split
+from llm_jax.data.shards import ANSWER, Split
 from llm_jax.errors import ConfigError
 from llm_jax.tokenizer.base import Tokenizer, start_id
 
@@ -82,17 +82,32 @@ class Corpus:
     starts: np.ndarray  # int64 [documents + 1]
     bytes: np.ndarray  # int64 [documents], of the text in UTF-8
     characters: np.ndarray  # int64 [documents], Unicode code points
+    # bool per id, of conversations: the text of answers, whose bytes and characters are counted above
+    scored: np.ndarray | None = None
 
     @property
     def tokens(self) -> np.ndarray:
         """Targets of every document: its text tokens."""
-        return np.diff(self.starts) - 1
+        if self.scored is None:
+            return np.diff(self.starts) - 1
+        return np.add.reduceat(self.scored.astype(np.int64), self.starts[:-1])
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Whether each id is scored."""
+        if self.scored is not None:
+            return self.scored
+        targets = np.ones(len(self.ids), bool)
+        targets[self.starts[:-1]] = False
+        return targets
 
 
 def corpus_from_split(split: Split, tokenizer: Tokenizer, config: EvalConfig) -> Corpus:
     """The documents of a prepared split that `config` asks for."""
     num_bytes, num_characters = split.document_bytes, split.document_characters
     chosen = _choose(split.num_documents, config)
+    if split.has_mask:
+        return _answers(split, chosen, config)
 
     def documents() -> Iterator[tuple[np.ndarray, int, int]]:
         for index in map(int, chosen):
@@ -100,6 +115,25 @@ def corpus_from_split(split: Split, tokenizer: Tokenizer, config: EvalConfig) ->
             yield ids, int(num_bytes[index]), int(num_characters[index])
 
     return _build(documents(), tokenizer, config)
+
+
+def _answers(split: Split, chosen: np.ndarray, config: EvalConfig) -> Corpus:
+    """Conversations of a split, whole; the text of their answers is scored."""
+    left = config.max_tokens or np.iinfo(np.int64).max
+    kept, ids, masks = [], [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
+    for index in map(int, chosen):
+        start, end = map(int, split.document_starts[index : index + 2])
+        mask = split.read_mask(start, end - start) == ANSWER
+        if left <= 0:
+            break
+        if mask[1:].any():
+            kept.append(index)
+            ids.append(split.read(start, end - start))
+            masks.append(mask)
+            left -= int(mask.sum())
+    starts = np.cumsum([len(part) for part in ids]).astype(np.int64)
+    sizes = split.document_bytes[kept], split.document_characters[kept]
+    return Corpus(np.concatenate(ids), starts, *sizes, np.concatenate(masks).astype(bool))
 
 
 def corpus_from_texts(texts: Sequence[str], tokenizer: Tokenizer, config: EvalConfig) -> Corpus:
@@ -196,8 +230,11 @@ class Rows(NamedTuple):
 class RowPlan:
     """Windows packed into rows of `row_len` tokens, none of which may be longer."""
 
-    def __init__(self, ids: np.ndarray, windows: Windows, row_len: int) -> None:
+    def __init__(
+        self, ids: np.ndarray, windows: Windows, row_len: int, targets: np.ndarray | None = None
+    ) -> None:
         self.ids, self.windows, self.row_len = ids, windows, row_len
+        self._targets = targets  # bool per id: whether it is scored; None: every one is
         order = np.argsort(-windows.length, kind="stable")
         rows, self.num_rows = best_fit_decreasing(windows.length[order], row_len)
         by_row = np.argsort(rows, kind="stable")
@@ -223,6 +260,9 @@ class RowPlan:
                 rows.targets_BT[place] = self.ids[start + 1 : start + length + 1]
                 rows.positions_BT[place] = np.arange(length)
                 rows.segments_BT[place] = segment
-                rows.document_BT[row - first, at + skip : at + length] = document
+                scored = rows.document_BT[row - first, at + skip : at + length]
+                scored[:] = document
+                if self._targets is not None:
+                    scored[~self._targets[start + skip + 1 : start + length + 1]] = -1
                 at += length
         return rows

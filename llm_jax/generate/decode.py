@@ -55,10 +55,10 @@ def generate(
     params: Params,
     config: ModelConfig,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     sampling: SamplingConfig,
 ) -> list[Generation]:
-    """Continues every prompt; an empty prompt starts a new document. See `stream` for errors."""
+    """Continues every prompt; an empty prompt starts a new document. See `stream`."""
     texts: list[list[str]] = [[] for _ in prompts]
     ids: list[list[int]] = [[] for _ in prompts]
     finished: list[Finish] = ["length"] * len(prompts)
@@ -76,12 +76,12 @@ def stream(
     params: Params,
     config: ModelConfig,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     sampling: SamplingConfig,
 ) -> Iterator[Piece]:
     """Yields the continuations as they come, a piece at a time, rows interleaved.
 
-    The pieces of a row add up to its text and never split a character. What a row draws depends on
+    A prompt is text, or ids that are taken as they are. The pieces of a row add up to its text and never split a character. What a row draws depends on
     the seed, its index and its prompt, not on the other prompts.
 
     Raises:
@@ -94,9 +94,11 @@ def stream(
         yield from _stream_batch(params, config, tokenizer, batch, first, sampling)
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The start token and the prompt's ids, as every document begins in training."""
-    return [start_id(tokenizer), *tokenizer.encode(prompt)]
+def encode_prompt(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """The start token and the prompt's ids, as every document begins in training; ids as they are."""
+    if isinstance(prompt, str):
+        return [start_id(tokenizer), *tokenizer.encode(prompt)]
+    return [int(id) for id in prompt]
 
 
 def check_lengths(

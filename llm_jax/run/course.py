@@ -14,6 +14,7 @@ from llm_jax.checkpoint.processes import is_first
 from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.data.batch import Batch, check_batch
 from llm_jax.data.loader import batches
+from llm_jax.errors import DataError
 from llm_jax.model import flops_per_token
 from llm_jax.run.hooks import RunHooks
 from llm_jax.run.parts import Parts
@@ -54,7 +55,9 @@ class Stages(NamedTuple):
 def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
     """Raises ConfigError if the model, the batch or the stages do not fit."""
     first_size = parts.order.sizes[0][1]
-    plan = plan_stages(parts.stages, parts.optimizer, parts.train.steps, parts.first_new_row)
+    plan = plan_stages(
+        parts.stages, parts.optimizer, parts.train.steps, parts.model, parts.first_new_row
+    )
     steps = [
         compile_step(
             mesh,
@@ -131,6 +134,11 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
         for number, batch in enumerate(feed):
             if number == 0:  # a mistake in the data shows at once, or hardly ever
                 check_batch(batch, parts.model.vocab_size)
+            if not batch.loss_mask_BT.any():
+                raise DataError(
+                    f"the batch of step {start + number + 1} has no target token; prepare the data again, with "
+                    "answers in every conversation"
+                )
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
 
 

@@ -18,13 +18,17 @@ from llm_jax.data.packing import Packing
 from llm_jax.data.weights import Rule, SourceWeight
 from llm_jax.errors import ConfigError
 from llm_jax.generate.text_stream import TextStream
+from llm_jax.run.data_conversations import is_conversations, tell_conversations
 from llm_jax.run.data_sources import console
 from llm_jax.tokenizer import Tokenizer
 
 # flag -> its value's form and what it says; each is the setting of this name in `DataConfig`
 SETTINGS = {
     "seq-len": ("N", "tokens per row (256)"),
-    "packing": ("|".join(get_args(Packing)), "how documents become rows (best_fit)"),
+    "packing": (
+        "|".join(get_args(Packing)),
+        "how documents become rows (best_fit; of conversations whole)",
+    ),
     "seed": ("N", "order of documents, rows and epochs (0)"),
     "rule": ("|".join(get_args(Rule)), "where weights come from (fixed)"),
     "temperature": ("X", "of rule temperature: shares go as size^(1/X)"),
@@ -62,8 +66,11 @@ def inspect(arguments: Any) -> None:
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag}={getattr(arguments, name)} must be 0 or more")
     prepared = shards.open_prepared(arguments.folder)
-    console.print(counts_table(prepared))
-    print_rejects(prepared)
+    if is_conversations(prepared):
+        tell_conversations(prepared, console)
+    else:
+        console.print(counts_table(prepared))
+        print_rejects(prepared)
     tokenizer = prepared.manifest["tokenizer"]
     console.print(
         f"tokenizer {tokenizer['fingerprint'][:16]}, {tokenizer['vocab_size']:,} ids, BOS "
@@ -73,7 +80,7 @@ def inspect(arguments: Any) -> None:
         with console.status("reading every shard"):
             size = prepared.verify()
         console.print(f"verified: {size / 1e6:,.1f} MB are what was written")
-    config, batch_size, steps = what_to_show(arguments)
+    config, batch_size, steps = what_to_show(arguments, is_conversations(prepared))
     if (config.phases or config.rule == "unimax") and not (batch_size and steps):
         raise ConfigError(
             "phases and unimax count in steps: give --steps and --batch-size, or --config FILE"
@@ -86,9 +93,10 @@ def inspect(arguments: Any) -> None:
             print_row(plan, index, text)
 
 
-def what_to_show(arguments: Any) -> tuple[DataConfig, int, int]:
+def what_to_show(arguments: Any, whole_only: bool) -> tuple[DataConfig, int, int]:
     """(mixture, batch size, steps): of the config file, changed by what the command line says."""
-    config = DataConfig(prepared=arguments.folder, seq_len=256)
+    packing = "whole" if whole_only else "best_fit"
+    config = DataConfig(prepared=arguments.folder, seq_len=256, packing=packing)
     batch_size, steps = arguments.batch_size, arguments.steps
     if arguments.config:
         from llm_jax.run.pretrain import PretrainConfig  # jax: 2 seconds that others need not wait

@@ -4,6 +4,9 @@ Text is the held-out split of prepared data, or `--text` sources as for `data pr
 per token, PPL, bits per byte and bits per character with 95 % intervals, and writes them with all
 counts to `eval.json` in the run folder (beside the checkpoint of a model that has none).
 
+Prepared conversations are scored by the text of their answers alone; `--tasks` lets the model answer,
+see `eval_tasks`.
+
 `--baselines` adds, for scale, bits per character of `xz` and of a character trigram on the same text.
 Both may learn from training text where there is some: prepared data has it, `--text` has not.
 """
@@ -37,8 +40,14 @@ HELDOUT_CHARACTERS = 4_000_000
 def main(argv: list[str]) -> None:
     """Runs the command."""
     arguments = make_parser().parse_args(argv)
-    if bool(arguments.data) == bool(arguments.text):
-        raise ConfigError("llm-jax eval: give either --data FOLDER or --text SOURCE")
+    if sum(map(bool, (arguments.data, arguments.text, arguments.tasks))) != 1:
+        raise ConfigError("llm-jax eval: give one of --data FOLDER, --text SOURCE and --tasks FILE")
+    if arguments.against and not arguments.tasks:
+        raise ConfigError("llm-jax eval: --against MODEL compares answers; give --tasks FILE too")
+    if arguments.tasks:
+        from llm_jax.run import eval_tasks
+
+        return eval_tasks.main(arguments)
 
     from llm_jax import load
     from llm_jax.checkpoint import write_json_atomic
@@ -96,12 +105,18 @@ def make_parser() -> cli.Parser:
     add("--batch-size", type=int, default=8, help="rows at once (default: 8)")
     add("--max-documents", type=int, default=0, help="of every source; 0: all (default)")
     add("--max-tokens", type=int, default=0, help="of every source; 0: all (default)")
+    add(
+        "--tasks", default="", metavar="FILE", help="conversations; the last answers are references"
+    )
+    add("--against", default="", metavar="MODEL", help="a second model on the same tasks")
+    add("--max-new-tokens", type=int, default=128, help="of an answer to a task (default: 128)")
+    add("--temperature", type=float, default=0.0, help="of answers; 0: the likeliest (default)")
     add("--baselines", action="store_true", help="also xz and a character trigram, for scale")
     add(
         "--out",
         default="",
         metavar="FILE",
-        help="where the JSON goes (default: eval.json by MODEL)",
+        help="where the JSON goes (default: eval.json, or tasks.json, by MODEL)",
     )
     return parser
 
@@ -136,6 +151,10 @@ def evaluate_prepared(
     }
     result = evaluate(model, corpora, config)
     baselines: dict[str, dict[str, float]] = {}
+    if with_baselines and any(corpus.scored is not None for corpus in corpora.values()):
+        raise ConfigError(
+            f"--baselines: {prepared.folder} holds conversations, of which only answers are scored; leave it out"
+        )
     for name, split in splits.items() if with_baselines else ():
         heldout = corpus_texts(model, corpora[name])
         train = split_texts(model, split[TRAIN], TRIGRAM_CHARACTERS)

@@ -103,7 +103,7 @@ class RunHooks:
         config = self.parts.samples
         parts = self.parts
         texts = generate(
-            params, parts.model, parts.tokenizer, config.prompts, config.sampling(seed=step)
+            params, parts.model, parts.tokenizer, parts.prompts, config.sampling(seed=step)
         )
         shown = [
             f"{prompt}|{made.text}\n" for prompt, made in zip(config.prompts, texts, strict=True)

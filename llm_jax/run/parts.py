@@ -1,6 +1,6 @@
 """What a training session is made of, whatever kind of training it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,13 +106,13 @@ class Parts:
     resize: ResizeConfig = ResizeConfig()
     stages: StageConfig = StageConfig()
     forgetting: ForgettingConfig = ForgettingConfig()
+    guard: Guard = Guard()  # what the forgetting guard has done so far
+    prompt_ids: tuple[tuple[int, ...], ...] = ()  # samples.prompts in a chat template; (): as text
 
     @property
     def order(self) -> RowOrder:
         """Which rows of the plan the steps take."""
         return self.recorded_order or RowOrder(sizes=((0, self.step.batch_size),))
-
-    guard: Guard = Guard()  # what the forgetting guard has done so far
 
     def rows_before(self, step: int) -> int:
         """Rows of the plan that the first `step` updates use."""
@@ -122,3 +122,8 @@ class Parts:
         """UTF-8 bytes behind one target of the mixture that update number `step` is drawn from."""
         shares = self.plan.shares_at(self.rows_before(step - 1))
         return sum(share * self.bytes_per_token[name] for name, share in shares.items())
+
+    @property
+    def prompts(self) -> Sequence[str | Sequence[int]]:
+        """What samples continue."""
+        return self.prompt_ids or self.samples.prompts

@@ -1,7 +1,7 @@
 """`llm-jax pretrain CONFIG`: trains on prepared data, from scratch, from a base model, or on where it stopped."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if not self.run:
             raise ConfigError("run='' must name a folder, as in --run runs/first")
-        if self.model.param_dtype != "float32":
+        if self.model.param_dtype != "float32" and not self.model.lora.rank:
             raise ConfigError(
                 f"model.param_dtype={self.model.param_dtype!r} cannot be trained: a bfloat16 weight of 1 does "
                 "not move by a learning rate below 0.004; keep 'float32' and set model.dtype='bfloat16'"
@@ -81,6 +81,11 @@ class PretrainConfig:
             raise ConfigError(
                 "model.embed_dim is not stated; state the model's sizes, or begin with a trained model by "
                 "--init-from MODEL"
+            )
+        if not self.init_from and self.model.lora.rank:
+            raise ConfigError(
+                f"model.lora.rank={self.model.lora.rank} puts adapters on frozen weights; give --init-from MODEL, "
+                "or leave it at 0"
             )
         if not self.init_from and self.forgetting.sources:
             raise ConfigError(
@@ -108,13 +113,7 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
       ConfigError, DataError, CheckpointError: they are not there, or do not fit.
     """
     prepared = open_prepared(config.data.prepared)
-    tokenizer = tokenizers.load(prepared.tokenizer_folder)
-    if tokenizer.fingerprint != prepared.tokenizer_fingerprint:
-        raise DataError(
-            f"{prepared.tokenizer_folder}: not the tokenizer that the data was prepared with (fingerprint "
-            f"{tokenizer.fingerprint[:12]}, the manifest says {prepared.tokenizer_fingerprint[:12]}); put that one "
-            "back, or prepare the data again"
-        )
+    tokenizer = prepared_tokenizer(prepared)
     begun = beginning(config, tokenizer)
     config = begun.config
     check_vocabulary(config, prepared)
@@ -152,6 +151,18 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
         guard=guard,
         recorded_order=order,
     )
+
+
+def prepared_tokenizer(prepared: Prepared) -> Tokenizer:
+    """The tokenizer in a folder of token shards. Raises DataError if it is another than theirs."""
+    tokenizer = tokenizers.load(prepared.tokenizer_folder)
+    if tokenizer.fingerprint != prepared.tokenizer_fingerprint:
+        raise DataError(
+            f"{prepared.tokenizer_folder}: not the tokenizer that the data was prepared with (fingerprint "
+            f"{tokenizer.fingerprint[:12]}, the manifest says {prepared.tokenizer_fingerprint[:12]}); put that one "
+            "back, or prepare the data again"
+        )
+    return tokenizer
 
 
 class Beginning(NamedTuple):
@@ -208,7 +219,7 @@ def check_guard(config: PretrainConfig, corpora: Mapping[str, Corpus]) -> None:
 def bytes_per_token(plan: DataPlan, prepared: Prepared) -> dict[str, float]:
     """UTF-8 bytes of text behind one target, by source; BOS is no target, EOS is one."""
     train = {name: prepared.sources[name]["train"] for name in plan.source_names}
-    return {name: split.num_bytes / max(split.num_pairs, 1) for name, split in train.items()}
+    return {name: split.num_bytes / max(split.num_targets, 1) for name, split in train.items()}
 
 
 def heldout_corpora(
@@ -234,10 +245,22 @@ def check_vocabulary(config: PretrainConfig, prepared: Prepared) -> None:
 
 def main(argv: list[str]) -> None:
     """The command."""
+    description = "Trains a model; a run folder that holds checkpoints is resumed."
+    run_command("llm-jax pretrain", description, PretrainConfig, pretrain, argv)
+
+
+def run_command(
+    program: str,
+    description: str,
+    kind: type[Any],
+    action: Callable[..., Any],
+    argv: list[str],
+) -> None:
+    """What the commands that train have in common: a config of some kind, overrides, a session."""
     parser = cli.Parser(
-        prog="llm-jax pretrain",
-        description="Trains a model; a run folder that holds checkpoints is resumed.",
-        epilog="Any setting is overridden as --model.num-layers 8; the run's own config.json is a CONFIG too.",
+        prog=program,
+        description=description,
+        epilog="Any setting is overridden as --train.steps 8; the run's own config.json is a CONFIG too.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -254,10 +277,10 @@ def main(argv: list[str]) -> None:
     )
     launch.add_flags(parser)
     known, overrides = parser.parse_known_args(argv)
-    config = config_files.load(known.config, PretrainConfig, overrides)
+    config = config_files.load(known.config, kind, overrides)
     flags = (known.coordinator, known.processes, known.process_id)
     launch.start_processes(launch.find_cluster(flags), known.join_seconds)
-    pretrain(config, Console(), take_over=known.take_over, from_step=known.step)
+    action(config, Console(), take_over=known.take_over, from_step=known.step)
 
 
 if __name__ == "__main__":

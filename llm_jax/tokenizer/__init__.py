@@ -14,6 +14,7 @@
     audit           what a vocabulary does to text: unreachable pieces, rates, round trips, identity
     convert         `tokenizer.model` as an equal `tokenizer.json`
     probe           texts that tell two tokenizers apart
+    chat            a tokenizer with the special tokens of a chat template
 
     tokenizer = load("runs/demo/tokenizer")
     ids = [tokenizer.bos_id, *tokenizer.encode("你好, world"), tokenizer.eos_id]

@@ -28,10 +28,15 @@ CLOCK = (
 
 
 class Process:
-    """One process of `python -m llm_jax.run.pretrain`."""
+    """One process of `python -m llm_jax.run.VERB`."""
 
     def __init__(
-        self, words: list[str], environment: dict[str, str], log: Path, largest_file: int
+        self,
+        words: list[str],
+        environment: dict[str, str],
+        log: Path,
+        largest_file: int,
+        verb: str = "pretrain",
     ) -> None:
         self.log = log
 
@@ -41,7 +46,7 @@ class Process:
 
         with open(log.with_suffix(".out"), "w") as out, open(log, "w") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "llm_jax.run.pretrain", *words],
+                [sys.executable, "-m", f"llm_jax.run.{verb}", *words],
                 cwd=ROOT,
                 env=environment,
                 stdout=out,
@@ -89,8 +94,14 @@ class Run:
     """A run folder on the tiny prepared data."""
 
     def __init__(
-        self, folder: Path, prepared: Path, compiled: Path, page: tuple[str, ...] = (CONFIG,)
+        self,
+        folder: Path,
+        prepared: Path,
+        compiled: Path,
+        page: tuple[str, ...] = (CONFIG,),
+        verb: str = "pretrain",
     ) -> None:
+        self.verb = verb
         self.folder, self.prepared, self.compiled, self.page = folder, prepared, compiled, page
 
     def words(self, *words: str) -> list[str]:
@@ -118,6 +129,7 @@ class Run:
             },
             self.folder.parent / f"{number}.log",
             largest_file,
+            self.verb,
         )
 
     def start_processes(
@@ -145,7 +157,7 @@ class Run:
     def copy(self, folder: Path) -> "Run":
         """The same run in another place."""
         shutil.copytree(self.folder, folder / "run")
-        return Run(folder / "run", self.prepared, self.compiled, self.page)
+        return Run(folder / "run", self.prepared, self.compiled, self.page, self.verb)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Whole lines of metrics.jsonl, without what depends on the clock."""
