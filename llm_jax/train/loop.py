@@ -150,8 +150,7 @@ def run(
     compiles: Container[int] = (),
 ) -> TrainState:
     """Trains from `state.step` to `config.steps` or until asked to stop; returns the last state.
-
-    `compiles` are the steps that compile a new program, besides the first one here.
+    Programs are compiled by the first step and those in `compiles`.
 
     Raises:
       TrainingError: `config.max_skipped_in_row` steps in a row had a non-finite loss or gradient, or
@@ -170,8 +169,9 @@ def run(
         state, metrics = step_function(state, batch)
         bad = finish_step(*pending, config, reporter) if pending else {}
         pending = (step, metrics, data_wait)
-        enter("step")
-
+        if reporter.phases.now == "compile":
+            jax.block_until_ready(metrics)  # the other processes may compile for longer: no hang
+            enter("step")
         due = due_after(step, config, hooks)
         stop = due.stop
         if due.anything or bad:

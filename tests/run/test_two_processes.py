@@ -124,10 +124,10 @@ def test_when_one_process_is_killed_the_other_ends_and_the_run_goes_on_later(new
 @pytest.mark.slow
 def test_when_one_process_hangs_the_other_ends_with_its_stacks_and_a_status_of_its_own(new_run):
     run = new_run()
-    processes = run.start_processes(*SETTINGS, "--train.watchdog-seconds", "10", devices=4)
-    wait_for_step(processes[0], 12)
-    processes[1].send(signal.SIGSTOP)
+    processes = run.start_processes(*SETTINGS, "--train.watchdog-seconds", "5", devices=4)
     try:
+        wait_for_step(processes[0], 12)
+        processes[1].send(signal.SIGSTOP)
         assert processes[0].wait_for_end() == HUNG, processes[0].errors()
     finally:
         processes[1].send(signal.SIGKILL)

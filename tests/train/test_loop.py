@@ -304,7 +304,7 @@ def test_every_phase_of_a_run_is_entered_and_the_first_step_of_a_program_is_a_co
         TrainConfig(steps=3, sample_every_steps=2), diary, reporter, compiles=(3,))  # fmt: skip
     first, second, third = (
         ["data", "compile", "step"],
-        ["data", "step", "step"],
+        ["data", "step"],
         ["data", "compile"],
     )
     assert entered == [*first, *second, "sample", *third, "step", "eval", "save", "save"]
