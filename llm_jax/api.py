@@ -17,7 +17,7 @@ from llm_jax.errors import CheckpointError, ConfigError, DataError
 from llm_jax.eval.perplexity import Evaluator, Score
 from llm_jax.eval.windows import EvalConfig, corpus_from_texts
 from llm_jax.generate import Generation, SamplingConfig, generate
-from llm_jax.model import ModelConfig, Params, abstract_params, forward
+from llm_jax.model import ModelConfig, Params, abstract_params, forward, merge
 from llm_jax.tokenizer import Tokenizer
 
 
@@ -45,6 +45,13 @@ class Model:
                 "neither reads nor writes text; import it again from a folder with tokenizer.json"
             )
         return self.own_tokenizer
+
+    def merged(self) -> "Model":
+        """The same maths without adapters: their products are added to the weights. Itself if it has none."""
+        if not self.config.lora.rank:
+            return self
+        params, config = merge(self.params, self.config)
+        return dataclasses.replace(self, params=params, config=config)
 
     def logits(self, ids_BT: Any) -> jax.Array:
         """Next-token logits of rows of equal length, float32 [B, T, V]; nothing is added to the ids.

@@ -34,6 +34,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "vocab": ("tensor",),
     "layers": (),
+    "rank": (),
     "position": (),
 }
 

@@ -125,7 +125,7 @@ def demo_rows_per_second(prepared: str, seconds: float) -> float:
     """Of the demo's compiled training step, on batches it already holds."""
     config = demo_config(prepared, "unused")
     mesh, optimizer = make_mesh(config.mesh), make_optimizer(config.optimizer)
-    stage = plan_stages(StageConfig(), config.optimizer, config.train.steps)[0]
+    stage = plan_stages(StageConfig(), config.optimizer, config.train.steps, config.model)[0]
     size = config.step.batch_size
     plan = DataPlan(config.data)
     with jax.set_mesh(mesh):

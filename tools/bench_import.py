@@ -7,7 +7,9 @@ Memory: the peak of the process beyond the parameters and the idle process; boun
 plus 500 MB. Time, each against the least that any program needs for the same end:
 
     weights   files to parameters, against reading the files: into one small buffer, and into memory that
-              holds them all, as parameters must be held (the system takes its time to give it)
+              holds them all, as parameters must be held (the system takes its time to give it: on a
+              busy machine whose memory is in pieces, longer than everything else together). Both are
+              measured in turn, so that what else the machine does falls on both
     command   all of `llm-jax import --no-logits`: reads the files twice (once to compare), writes as many
               bytes, reads them back; against reading the files, writing the bytes and fsync
 """
@@ -15,6 +17,7 @@ plus 500 MB. Time, each against the least that any program needs for the same en
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -65,6 +68,7 @@ def main() -> None:
     """Makes the folder, measures, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--rounds", type=int, default=3, help="medians are of so many")
     parser.add_argument("--folder", default="", help="where to work (default: a temporary folder)")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=words.folder or None) as work:
@@ -73,22 +77,43 @@ def main() -> None:
         size, largest, count = make(source, config)
         bound = 1.3 * largest + 500 * MB
         print(f"{count / 1e9:.2f} B parameters, {size / MB:.0f} MB, largest {largest / MB:.0f} MB")
-        forget(source)
-        cold = read(source)
-        plain = min(read(source) for _ in range(3))
-        print(f"reading the files: {cold:.2f} s from the disk, {plain:.2f} s from the page cache")
-        whole = min(read_whole(source, size) for _ in range(2))
-        print(f"reading them into memory of their own: {whole:.2f} s from the page cache")
+        rounds(source, out, size, words.rounds, bound)
         print(f"reading, writing the same bytes, fsync: {copy(source, Path(work) / 'copy'):.2f} s")
-        for what in ("weights", "weights", "weights from disk", "command"):
-            if what.endswith("disk"):
+        tell("command", [measure(source, out, "command")], size, bound)
+
+
+def rounds(source: Path, out: Path, size: int, count: int, bound: float) -> None:
+    """Weights and what they are compared with, one after the other in every round; medians and ratios."""
+    reading: dict[str, list[float]] = {}
+    found: dict[str, list[dict]] = {}
+    for _ in range(count):
+        for cold in (True, False):
+            where = "from the disk" if cold else "from the page cache"
+            for name, reader in (("one small buffer", read), ("memory of their own", None)):
+                if cold:
+                    forget(source)
+                seconds = reader(source) if reader else read_whole(source, size)
+                reading.setdefault(f"{where} into {name}", []).append(seconds)
+            if cold:
                 forget(source)
-            found = measure(source, out, what.split()[0])
-            beyond = found["peak"] - found["idle"] - size
-            print(
-                f"{what:<18}{found['seconds']:.2f} s ({found['cpu']:.2f} s of CPU), "
-                f"{beyond / MB:.0f} MB beyond the parameters (bound {bound / MB:.0f})"
-            )
+            found.setdefault(f"weights {where}", []).append(measure(source, out, "weights"))
+    for what, runs in found.items():
+        tell(what, runs, size, bound)
+        mine = statistics.median(run["seconds"] for run in runs)
+        for name, times in reading.items():
+            if name.startswith(what.removeprefix("weights ")):
+                theirs = statistics.median(times)
+                print(f"    {mine / theirs:.2f}x reading {name} ({theirs:.2f} s)")
+
+
+def tell(what: str, runs: list[dict], size: int, bound: float) -> None:
+    """Medians of time, the worst of memory."""
+    seconds, cpu = (statistics.median(run[key] for run in runs) for key in ("seconds", "cpu"))
+    beyond = max(run["peak"] - run["idle"] for run in runs) - size
+    print(
+        f"{what}: {seconds:.2f} s ({cpu:.2f} s of CPU), "
+        f"{beyond / MB:.0f} MB beyond the parameters (bound {bound / MB:.0f})"
+    )
 
 
 def make(folder: Path, config: dict) -> tuple[int, int, int]:

@@ -85,7 +85,7 @@ def memory(store: Store, state: Any, saves: int) -> None:
 
 def main() -> None:
     """Both measurements."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--saves", type=int, default=200)

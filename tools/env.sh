@@ -21,6 +21,14 @@ fi
 
 minor=$("$PYTHON" -c 'import sys; print("3.11" if sys.version_info[:2] == (3, 11) else "3.12")')
 constraints=$root/tools/constraints-$minor.txt
+case ",$EXTRAS," in
+  *,beam,*) # some of the pins are different there
+    instead=$root/tools/constraints-beam.txt
+    names=$(sed -n 's/^\([A-Za-z][^=]*\)==.*/^\1==/p' "$instead")
+    { grep -vi "$names" "$constraints"; cat "$instead"; } >"$VENV.constraints"
+    constraints=$VENV.constraints
+    ;;
+esac
 # one stamp per state of the files that decide what is installed; extras add up
 stamp="$VENV/.llm_jax-$(cat "$root/pyproject.toml" "$constraints" | cksum | cut -d' ' -f1)-${EXTRAS:-core}"
 if [ ! -e "$stamp" ]; then

@@ -95,12 +95,11 @@ def members(session: int) -> list[int]:
 def orphans(processes: list[Process]) -> list[int]:
     """What is alive of a launch a few seconds after its processes ended."""
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+    while True:
         left = [pid for process in processes for pid in members(process.pid)]
-        if not left:
-            return []
+        if not left or time.monotonic() > deadline:
+            return left
         time.sleep(0.1)
-    return left
 
 
 def kill_once(run: Run, processes: int, kind: str, chance: random.Random) -> str:
@@ -179,7 +178,7 @@ def soak(
 
 def main() -> None:
     """Both halves, one after the other, in a temporary folder."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -3,11 +3,14 @@
 #   bash tools/test.sh                 the default suite, minutes on two cores
 #   bash tools/test.sh --all           slow and multi-process ones too
 #   bash tools/test.sh --oracle        live comparison with PyTorch, transformers and rouge-score (installs them)
+#   bash tools/test.sh --beam          the Apache Beam pipeline, in an environment of its own (.venv-beam)
 #   bash tools/test.sh tests/data -k fill   anything else goes to pytest
 EXTRAS=dev
+if [ "${1:-}" = --beam ]; then EXTRAS=dev,beam VENV=${VENV:-.venv-beam}; fi
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 case "${1:-}" in
+  --beam) shift && set -- "$root/tests/data/cluster" "$@" ;;
   --all) shift && set -- -m "not tpu and not gpu and not oracle" "$@" ;;
   --oracle)
     shift && set -- -m oracle "$@"

@@ -99,8 +99,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 def _expand(row: Row, config: ModelConfig) -> list[Tensor]:
     """The row once for every layer, or head of every layer."""
     layout = make_layout(row.pattern, config)
-    split = functools.partial(_split, layout)
-    join = functools.partial(_join, layout)
+    split = functools.partial(split_theirs, layout)
+    join = functools.partial(join_ours, layout)
     stacked = row.paths[0].startswith("layers/")
     heads = range(parameter_shapes(config)[row.paths[0]][1]) if "{h}" in row.name else (None,)
     return [
@@ -168,7 +168,8 @@ def _counted(layout: Layout) -> bool:
     return len(layout.order) < len(layout.axes)
 
 
-def _split(layout: Layout, array: np.ndarray) -> tuple[np.ndarray, ...]:
+def split_theirs(layout: Layout, array: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Their array as ours, one for each member; views of it."""
     array = array.reshape(layout.axes)
     if layout.cut is None:
         return (array.transpose(layout.order),)
@@ -183,7 +184,8 @@ def _split(layout: Layout, array: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(parts)
 
 
-def _join(layout: Layout, *parts: np.ndarray) -> np.ndarray:
+def join_ours(layout: Layout, *parts: np.ndarray) -> np.ndarray:
+    """The inverse of `split_theirs`."""
     back = np.argsort(layout.order)
     if layout.cut is None:
         return np.ascontiguousarray(parts[0].transpose(back)).reshape(layout.shape)

@@ -86,7 +86,7 @@ def open_folder(folder: Path) -> dict[str, Stored]:
         rule; told in one line.
     """
     if (folder / SINGLE).exists():
-        return _read_header(_inside(folder, SINGLE))
+        return open_file(folder, SINGLE)
     if (folder / INDEX).exists():
         return _read_sharded(folder)
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
@@ -98,6 +98,11 @@ def open_folder(folder: Path) -> dict[str, Stored]:
     raise CheckpointError(
         f"{folder}: holds neither {SINGLE} nor {INDEX}; give a Hugging Face model folder"
     )
+
+
+def open_file(folder: Path, name: str) -> dict[str, Stored]:
+    """Every tensor of one file of the folder, in the order of its bytes. Raises as `open_folder`."""
+    return _read_header(_inside(folder, name))
 
 
 def _read_sharded(folder: Path) -> dict[str, Stored]:
@@ -115,7 +120,7 @@ def _read_sharded(folder: Path) -> dict[str, Stored]:
             )
     found: dict[str, Stored] = {}
     for file in sorted(set(placed.values())):
-        for name, stored in _read_header(_inside(folder, file)).items():
+        for name, stored in open_file(folder, file).items():
             if placed.get(name) != file:
                 told = f"in {placed[name]}" if name in placed else "nowhere"
                 raise CheckpointError(

@@ -25,6 +25,17 @@ class Batch(NamedTuple):
     loss_mask_BT: Array  # float32, 1 where the target counts
 
 
+class PreferenceBatch(NamedTuple):
+    """Pairs of a better and a worse answer, for learning from preferences.
+
+    Rows 2 i of `rows` hold better answers, rows 2 i + 1 the worse ones: segment s of the one and segment s of
+    the other are a pair. The mask is on the targets of the answers.
+    """
+
+    rows: Batch
+    reference_BT: Array | None = None  # float32, -log p of every target under a reference model
+
+
 DTYPES = Batch(np.int32, np.int32, np.int32, np.int32, np.float32)
 
 

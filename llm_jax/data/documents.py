@@ -5,6 +5,7 @@ kept as samples. `Rejects.check` stops the stage when they are more than the use
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ SAMPLES_PER_REASON = 20
 EXCERPT_CHARACTERS = 120
 CHUNK_CHARACTERS = 1 << 19  # what one message to a worker holds
 CHUNK_DOCUMENTS = 512
+WORST = 3  # files that an error names
 
 
 class Document(NamedTuple):
@@ -37,6 +39,20 @@ def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield chunk
 
 
+def file_of(place: str) -> str:
+    """The file of a place such as "part-1.jsonl:37"."""
+    head, _, tail = place.rpartition(":")
+    return head if head and tail.isdigit() else place
+
+
+def worst_files(counts: Counter[str]) -> str:
+    """What an error says of the files that most of its records are from; nothing of a single one."""
+    if len(counts) < 2:
+        return ""
+    named = ", ".join(f"{file} ({n})" for file, n in counts.most_common(WORST))
+    return f"; most of them in {named}"
+
+
 class Reject(NamedTuple):
     """One record that was left out."""
 
@@ -53,6 +69,7 @@ class Rejects:
         self.counts: dict[str, int] = {}
         self.repairs: dict[str, int] = {}
         self.samples: list[Reject] = []
+        self.files: Counter[str] = Counter()  # rejected records by file
 
     @property
     def total(self) -> int:
@@ -62,6 +79,7 @@ class Rejects:
     def add(self, reason: str, place: str, content: str | bytes = "") -> None:
         """Counts one rejected record; keeps the first samples of each reason."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.files[file_of(place)] += 1
         if self.counts[reason] <= SAMPLES_PER_REASON:
             head = content[: 4 * EXCERPT_CHARACTERS]
             text = head.decode("utf-8", "backslashreplace") if isinstance(head, bytes) else head
@@ -111,6 +129,7 @@ class Rejects:
         raise DataError(
             f"source {source!r}: {self.total} of {self.records} records rejected, {rule}. "
             f"Most often {worst!r} ({self.counts[worst]}), first at {first.place}"
+            f"{worst_files(self.files)}"
         )
 
     def report(self) -> dict:

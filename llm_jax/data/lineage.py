@@ -22,6 +22,9 @@ UNTRACKED = (
     "package-docs",
 )  # what an installed package or builder holds; named, not hashed
 
+MISSING = "missing"
+MOVED = " (if it was moved, pass --root OLD=NEW)"
+
 
 class Finding(NamedTuple):
     """One thing that was checked, and what is wrong with it."""
@@ -42,15 +45,21 @@ def input_record(source: SourceConfig) -> dict[str, Any]:
     if source.format in UNTRACKED:
         return {**record, "files": []}
     files = source_files(source)
-    record["files"] = [
-        {"file": os.path.abspath(f), "size": os.path.getsize(f), "sha256": sha256_of(Path(f))}
-        for f in files
-    ]
-    makers = sorted({maker for maker in map(_maker, files) if maker})
-    record["made_by"] = [
-        {"folder": maker, "digest": _read_manifest(Path(maker))["digest"]} for maker in makers
-    ]
+    record["files"] = [file_record(f) for f in files]
+    record["made_by"] = maker_records(files)
     return record
+
+
+def maker_records(files: list[str]) -> list[dict[str, str]]:
+    """The folders of stages that the files are of, each with its digest."""
+    makers = sorted({maker for maker in map(_maker, files) if maker})
+    return [{"folder": m, "digest": read_manifest(Path(m))["digest"]} for m in makers]
+
+
+def file_record(file: str) -> dict[str, Any]:
+    """What is recorded of one input file."""
+    size, sha256 = os.path.getsize(file), sha256_of(Path(file))
+    return {"file": os.path.abspath(file), "size": size, "sha256": sha256}
 
 
 def _maker(file: str) -> str | None:
@@ -59,7 +68,12 @@ def _maker(file: str) -> str | None:
     return str(folder) if (folder / MANIFEST).is_file() else None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that any stage made.
+
+    Raises:
+      DataError: there is none, or it is damaged.
+    """
     file = folder / MANIFEST
     if not file.is_file():
         raise DataError(f"{folder}: holds no {MANIFEST}; give a folder made by `llm-jax data ...`")
@@ -72,14 +86,22 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify(folder: str, depth: int = 0) -> Iterator[Finding]:
+Roots = tuple[tuple[str, str], ...]  # (where a folder was, where it is now)
+
+
+def verify(folder: str, depth: int = 0, roots: Roots = ()) -> Iterator[Finding]:
     """Checks a folder and all it was made of; yields a finding for every file and manifest.
+
+    Args:
+      folder: made by any stage.
+      depth: how far it is from the one that was asked about.
+      roots: what has been moved since; of several that fit a path the longest counts.
 
     Raises:
       DataError: `folder` holds no readable manifest.
     """
     path = Path(os.path.abspath(folder))
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     stage = manifest.get("stage", "prepare")
     title = f"{path} (data {stage}, digest {manifest['digest'][:16]})"
     yield Finding(depth, title, _manifest_problem(manifest))
@@ -95,26 +117,46 @@ def verify(folder: str, depth: int = 0) -> Iterator[Finding]:
             origin = f"{name}: {record['format']} {record['path']} (named, not hashed)"
             yield Finding(depth + 1, origin.strip(), "")
         for entry in record["files"]:
-            problem = _file_problem(Path(entry["file"]), entry["size"], entry["sha256"])
-            yield Finding(depth + 1, f"{name}: {entry['file']}", problem)
+            if "://" in entry["file"]:
+                yield Finding(depth + 1, f"{name}: {entry['file']} (remote, not read)", "")
+                continue
+            file = where_now(entry["file"], roots)
+            problem = _file_problem(Path(file), entry["size"], entry["sha256"])
+            yield Finding(depth + 1, f"{name}: {file}", problem + MOVED * (problem == MISSING))
         for maker, expected in made_by.items():
-            yield from _follow(maker, expected, depth + 1, followed)
+            yield from _follow(where_now(maker, roots), expected, depth + 1, followed, roots)
 
 
-def _follow(maker: str, expected: str, depth: int, followed: set[str]) -> Iterator[Finding]:
+def where_now(path: str, roots: Roots) -> str:
+    """Where a recorded path is, after what has been moved."""
+    fitting = [
+        (old, new) for old, new in roots if path == old or path.startswith(old.rstrip("/") + "/")
+    ]
+    if not fitting:
+        return path
+    old, new = max(fitting, key=lambda root: len(root[0]))
+    return new.rstrip("/") + path[len(old.rstrip("/")) :]
+
+
+def _follow(
+    maker: str, expected: str, depth: int, followed: set[str], roots: Roots
+) -> Iterator[Finding]:
     """The chain above a folder that an input came from, once."""
     if maker in followed:
         return
     followed.add(maker)
+    if not (Path(maker) / MANIFEST).is_file():
+        yield Finding(depth, maker, MISSING + MOVED)
+        return
     try:
-        found = _read_manifest(Path(maker))["digest"]
+        found = read_manifest(Path(maker))["digest"]
     except DataError as error:
         yield Finding(depth, maker, str(error))
         return
     if found != expected:
         problem = f"digest {found[:16]}, but {expected[:16]} was read; it was made again since"
         yield Finding(depth, maker, problem)
-    yield from verify(maker, depth)
+    yield from verify(maker, depth, roots)
 
 
 def _manifest_problem(manifest: dict[str, Any]) -> str:
@@ -154,7 +196,7 @@ def documents_digest(manifest: dict[str, Any]) -> str:
 
 def _file_problem(path: Path, size: int, sha256: str) -> str:
     if not path.is_file():
-        return "missing"
+        return MISSING
     if path.stat().st_size != size:
         return f"{path.stat().st_size} bytes, but {size} were recorded"
     return "" if sha256_of(path) == sha256 else "content differs from what was recorded (sha256)"

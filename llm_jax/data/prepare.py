@@ -94,7 +94,7 @@ def prepare(
         left at `config.output` then.
     """
     tokenizer = tokenizers.load(Path(config.tokenizer))
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    dtype = dtype_of(tokenizer)
     with new_folder(config.output, config.overwrite) as root:
         tokenizer_folder = root / shards.TOKENIZER
         tokenizer_folder.mkdir()
@@ -107,25 +107,47 @@ def prepare(
                 source, config, root, dtype, rejects, progress or (lambda _: None)
             )
             samples += rejects.lines(source.name)
-        manifest: dict[str, Any] = {
-            "format": shards.FORMAT,
-            "dtype": dtype,
-            "tokenizer": {
-                "fingerprint": tokenizer.fingerprint,
-                "vocab_size": tokenizer.vocab_size,
-                "bos_id": tokenizer.bos_id,
-                "eos_id": tokenizer.eos_id,
-            },
-            "inputs": inputs,
-            "sources": entries,
-            "config": to_dict(config),
-        }
-        manifest["digest"] = shards.content_digest(manifest)
-        manifest["record_digest"] = record_digest(manifest)
         write_file(root / shards.REJECTS, samples.encode("utf-8", "replace"))
+        manifest = prepared_manifest(tokenizer, config, inputs, entries)
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         write_file(root / shards.MANIFEST, text.encode())
     return shards.open_prepared(config.output)
+
+
+def dtype_of(tokenizer: Tokenizer) -> str:
+    """How ids are stored."""
+    return "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+
+
+def prepared_manifest(
+    tokenizer: Tokenizer, config: Any, inputs: dict[str, Any], entries: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    """What the manifest of prepared data says.
+
+    Args:
+      tokenizer: what the shards were encoded with.
+      config: the dataclass that decided what was done.
+      inputs: `input_records` of what was read, made before it was read.
+      entries: by name of a source: its splits with their counts and shards, and more.
+      more: further entries.
+    """
+    manifest: dict[str, Any] = {
+        "format": shards.FORMAT,
+        "dtype": dtype_of(tokenizer),
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+        },
+        "inputs": inputs,
+        "sources": entries,
+        "config": to_dict(config),
+        **more,
+    }
+    manifest["digest"] = shards.content_digest(manifest)
+    manifest["record_digest"] = record_digest(manifest)
+    return manifest
 
 
 def _prepare_source(

@@ -101,22 +101,46 @@ def read_tfds(source: str, path: str, text_field: str, rejects: Rejects) -> Iter
 
     `path` is `NAME:SPLIT` (looked up in the TFDS data folder; nothing is downloaded) or
     `FOLDER:SPLIT` with the folder that holds `dataset_info.json`. Without `:SPLIT` it is `train`.
+    `text_field` may be a feature inside another: `translation.zh`.
     """
     name, split = path, "train"
     if not os.path.isdir(path) and ":" in path:
         name, _, split = path.rpartition(":")
     examples: Any = _tfds_examples(name, split)
-    if len(examples) and text_field not in (fields := list(examples[0])):
-        raise DataError(
-            f"tfds {path!r}: has no feature {text_field!r}; {nearest(text_field, fields)}"
-        )
+    if len(examples):
+        _feature(examples[0], text_field, path)
     for index in range(len(examples)):
-        value = examples[index][text_field]
+        value = _feature(examples[index], text_field, path)
         where = f"{os.path.basename(name.rstrip('/'))}:{split}:{index + 1}"
         if isinstance(value, bytes):
             yield from _decoded(source, value, where, rejects)
         elif document := rejects.accept(value, source, where):
             yield document
+
+
+def _feature(example: Any, path: str, dataset: str) -> Any:
+    """The value of a feature, or of one inside another: `translation.zh`.
+
+    Raises:
+      DataError: the example has none of that name.
+    """
+    if path in example:
+        return example[path]
+    value = example
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            names = sorted(_feature_names(example))
+            raise DataError(f"tfds {dataset!r}: has no feature {path!r}; {nearest(path, names)}")
+        value = value[name]
+    return value
+
+
+def _feature_names(example: dict[str, Any], before: str = "") -> Iterator[str]:
+    for name, value in example.items():
+        if isinstance(value, dict):
+            yield from _feature_names(value, f"{before}{name}.")
+        else:
+            yield before + name
 
 
 def _tfds_examples(name: str, split: str) -> Any:

@@ -128,23 +128,39 @@ def _sift_source(
     progress: Callable[[str, str], None],
 ) -> dict[str, Any]:
     """Sends one source's documents where they belong; returns counts and samples by label."""
-    kept: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    samples: list[dict[str, str]] = []
+    seen = Seen()
     documents = chunks(read_documents(source, rejects))
     settings = (make_judge, judge_settings)
     for results in ordered_map(chunk_judge, settings, documents, config.workers):
         for document, judgement, line in results:
+            seen.add(document, judgement)
             if judgement.keep:
-                kept[judgement.label] += 1
                 writer_of(source.name + judgement.suffix).add_line(line, document.text)
-                continue
-            dropped[judgement.label] += 1
-            if dropped[judgement.label] <= SAMPLES:
-                sample = {"id": document.id, "reason": judgement.label, "detail": judgement.detail}
-                samples.append({**sample, "text": document.text[:200]})
-        progress(source.name, f"{kept.total():,} kept, {dropped.total():,} dropped")
-    return {"kept": dict(kept), "dropped": dict(dropped), "samples": samples}
+        progress(source.name, f"{seen.kept.total():,} kept, {seen.dropped.total():,} dropped")
+    return seen.report()
+
+
+class Seen:
+    """Counts of one source by label, and the first samples of what was dropped."""
+
+    def __init__(self) -> None:
+        self.kept: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.samples: list[dict[str, str]] = []
+
+    def add(self, document: Document, judgement: Judgement) -> None:
+        """Counts one document."""
+        if judgement.keep:
+            self.kept[judgement.label] += 1
+            return
+        self.dropped[judgement.label] += 1
+        if self.dropped[judgement.label] <= SAMPLES:
+            sample = {"id": document.id, "reason": judgement.label, "detail": judgement.detail}
+            self.samples.append({**sample, "text": document.text[:200]})
+
+    def report(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"kept": dict(self.kept), "dropped": dict(self.dropped), "samples": self.samples}
 
 
 def chunk_judge(

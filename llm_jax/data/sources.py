@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from llm_jax.config import nearest
 from llm_jax.data import package_docs, record_files, text_files
@@ -115,12 +115,25 @@ def _read_all(source: SourceConfig, rejects: Rejects) -> Iterator[Document]:
     elif source.format == "sample":
         yield from text_files.read_samples(source.name, source_files(source), rejects)
     else:
-        files = source_files(source)
-        kind = source.format if source.format != "auto" else _format_of(source, files)
-        root = source.path if os.path.isdir(source.path) else os.path.dirname(files[0])
-        for file in files:
-            place = os.path.relpath(file, root) if len(files) > 1 else os.path.basename(file)
-            yield from _read_file(source, kind, file, place, rejects)
+        for part in source_parts(source, source_files(source)):
+            yield from read_part(source, part, rejects)
+
+
+class SourcePart(NamedTuple):
+    """One file of a source."""
+
+    file: str
+    kind: str  # a format, never "auto"
+    place: str  # how ids and messages call it
+
+
+def source_parts(source: SourceConfig, files: list[str]) -> list[SourcePart]:
+    """`files`, which `source_files` named, each with its format and its name in ids."""
+    kind = source.format if source.format != "auto" else _format_of(source, files)
+    folder = source.path.rstrip("/") + "/"
+    below = folder if files[0].startswith(folder) else os.path.dirname(files[0])
+    places = [os.path.relpath(f, below) if len(files) > 1 else os.path.basename(f) for f in files]
+    return [SourcePart(f, kind, place) for f, place in zip(files, places, strict=True)]
 
 
 def source_files(source: SourceConfig) -> list[str]:
@@ -133,11 +146,19 @@ def source_files(source: SourceConfig) -> list[str]:
         return []
     if source.format == "sample":
         return _sample_files(source)
-    files = find_files(source.path)
+    return choose_files(source, find_files(source.path))
+
+
+def choose_files(source: SourceConfig, files: list[str]) -> list[str]:
+    """Those of the files found at `source.path` that are of its format.
+
+    Raises:
+      DataError: there are none, or their format cannot be told.
+    """
     kind = source.format if source.format != "auto" else _format_of(source, files)
     wanted = [f for f in files if f.lower().endswith(SUFFIXES[kind])]
     # a file named outright is read whatever its ending; in a folder the ending decides
-    files = wanted or (files if os.path.isfile(source.path) else [])
+    files = wanted or (files if files == [source.path] else [])
     if not files:
         raise DataError(
             f"source {source.name!r}: no {' or '.join(SUFFIXES[kind])} files in {source.path!r}"
@@ -145,10 +166,9 @@ def source_files(source: SourceConfig) -> list[str]:
     return files
 
 
-def _read_file(
-    source: SourceConfig, kind: str, file: str, place: str, rejects: Rejects
-) -> Iterator[Document]:
-    """Reads one file; `place` is how ids and messages call it."""
+def read_part(source: SourceConfig, part: SourcePart, rejects: Rejects) -> Iterator[Document]:
+    """Yields the documents of one file in order."""
+    file, kind, place = part
     if kind == "text":
         yield from text_files.read_text(source.name, file, place, source.document, rejects)
     elif kind == "jsonl":

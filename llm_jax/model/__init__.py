@@ -13,6 +13,7 @@ heads, K kv heads, G = N/K, H head dim, V vocab, L layers.
 from llm_jax.model.api import (
     Params,
     abstract_params,
+    count_adapters,
     count_params,
     flops_per_token,
     forward,
@@ -23,19 +24,24 @@ from llm_jax.model.api import (
 )
 from llm_jax.model.attention import attention_choice
 from llm_jax.model.cache import KVCache, init_cache
-from llm_jax.model.config import Alibi, Local, ModelConfig, RopeScaling
+from llm_jax.model.config import PROJECTIONS, Alibi, Local, Lora, ModelConfig, RopeScaling
+from llm_jax.model.lora import adapters_of, is_adapter, join, merge, unmerge, without_adapters
 from llm_jax.model.scoring import LossSums, target_loss, target_nats
 
 __all__ = [
+    "PROJECTIONS",
     "Alibi",
     "KVCache",
     "Local",
+    "Lora",
     "LossSums",
     "ModelConfig",
     "Params",
     "RopeScaling",
     "abstract_params",
+    "adapters_of",
     "attention_choice",
+    "count_adapters",
     "count_params",
     "flops_per_token",
     "forward",
@@ -43,7 +49,12 @@ __all__ = [
     "hidden_states",
     "init_cache",
     "init_params",
+    "is_adapter",
+    "join",
     "logical_axes",
+    "merge",
     "target_loss",
     "target_nats",
+    "unmerge",
+    "without_adapters",
 ]

@@ -12,6 +12,7 @@ from llm_jax.errors import ConfigError
 from llm_jax.model.cache import KVCache
 from llm_jax.model.config import ModelConfig
 from llm_jax.model.layers import Named
+from llm_jax.model.lora import adapters_of
 from llm_jax.model.transformer import Transformer
 from llm_jax.sharding import constrain
 
@@ -59,8 +60,12 @@ def hidden_states(
     positions_BT: jax.Array | np.ndarray,
     segments_BT: jax.Array | np.ndarray,
     cache: KVCache | None = None,
+    noise_BTD: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
-    """What `forward` multiplies by the head, config.dtype [B, T, D]; arguments as there."""
+    """What `forward` multiplies by the head, config.dtype [B, T, D]; arguments as there.
+
+    `noise_BTD` is added to the embeddings as they are looked up, before they are multiplied or normed.
+    """
     for name, array in (("positions_BT", positions_BT), ("segments_BT", segments_BT)):
         if array.shape != tokens_BT.shape:
             raise ConfigError(
@@ -72,7 +77,7 @@ def hidden_states(
             "is all that learned positions know"
         )
     return Transformer(config).apply(
-        {"params": params}, tokens_BT, positions_BT, segments_BT, cache
+        {"params": params}, tokens_BT, positions_BT, segments_BT, cache, noise_BTD
     )  # pyright: ignore[reportReturnType]
 
 
@@ -102,11 +107,18 @@ def count_params(config: ModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
 
 
+def count_adapters(config: ModelConfig) -> int:
+    """Number of parameters in adapters."""
+    adapters = jax.tree.leaves(adapters_of(abstract_params(config)))
+    return sum(math.prod(leaf.shape) for leaf in adapters)
+
+
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Floating-point operations to train on one token: forward, and twice that for backward.
 
     Two per multiply-add, matrix products only; attention counts the keys in sight: the causal half
     of T x T, in local layers no more than the window. The embedding look-up is free, the output head is not. Recomputation (remat) does not count.
+    Where there are adapters they alone are trained: backward does not multiply for the gradients of the rest.
     """
     D, F, L, N, K, H = (
         config.embed_dim, config.mlp_dim, config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim,
@@ -118,7 +130,8 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
         window = min(config.local.window, seq_len) if is_local else seq_len
         keys += (window * (window + 1) / 2 + (seq_len - window) * window) / seq_len
     attention = 2 * N * H * keys  # q.k and p.v
-    return 3 * 2 * (L * (projections + mlp) + attention + D * config.vocab_size)
+    weights, passes = L * (projections + mlp) + D * config.vocab_size, 2 if config.lora.rank else 3
+    return 2 * (passes * weights + 3 * (attention + count_adapters(config)))
 
 
 def _init_boxed(config: ModelConfig, key: jax.Array) -> Any:

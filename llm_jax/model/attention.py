@@ -15,7 +15,7 @@ from llm_jax.kernels.attention import Choice, Plan, Request, Rule, api, choose, 
 from llm_jax.kernels.attention.plan import Places
 from llm_jax.kernels.device import current_device
 from llm_jax.model.config import ModelConfig
-from llm_jax.model.layers import Norm, add_bias, fan_in, matrix, residual_scale
+from llm_jax.model.layers import Norm, add_adapter, add_bias, fan_in, matrix, residual_scale
 from llm_jax.model.positions import config_slopes, rotate
 from llm_jax.sharding import axis_index, constrain, map_shards, part_of
 
@@ -213,6 +213,7 @@ class Attention(nn.Module):
         out_init = fan_in(residual_scale(config), (0, 1), (2,))
         out_NHD = matrix(self, "out", (N, H, D), ("heads", "head_dim", "embed"), out_init)
         out_BTD = jnp.einsum("BTNH,NHD->BTD", out_BTNH, out_NHD)
+        out_BTD = add_adapter(self, "out", out_BTD, out_BTNH, ("heads", "head_dim"), ("embed",))
         if config.attention_bias == "qkvo":
             out_BTD = add_bias(self, "out_bias", out_BTD, ("act_embed",))
         return out_BTD, layer_cache
@@ -232,6 +233,7 @@ class Attention(nn.Module):
         init = fan_in(1.0, (0,), (1, 2))
         w_DNH = matrix(self, name, (D, heads, H), ("embed", axis, "head_dim"), init)
         y_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, w_DNH)
+        y_BTNH = add_adapter(self, name, y_BTNH, x_BTD, ("embed",), (axis, "head_dim"))
         if self.config.attention_bias != "none":
             y_BTNH = add_bias(self, f"{name}_bias", y_BTNH, (axis, "head_dim"))
         if self.config.qkv_clip:

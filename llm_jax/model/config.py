@@ -3,7 +3,10 @@
 import dataclasses
 from typing import Literal
 
+from llm_jax.config import nearest
 from llm_jax.errors import ConfigError
+
+PROJECTIONS = ("query", "key", "value", "out", "gate", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,38 @@ class Local:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Adapters beside projections: x W becomes x W + scale (x A) B (2106.09685)."""
+
+    rank: int = 0  # columns of every A; 0: there are no adapters
+    alpha: float = 16.0  # scale is alpha / rank
+    rank_stabilised: bool = False  # scale is alpha / sqrt(rank), right for large ranks (2312.03732)
+    targets: tuple[str, ...] = (
+        PROJECTIONS  # those with adapters; one that the model lacks is left out
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ConfigError(f"model.lora.rank={self.rank} must be 0 (no adapters) or above")
+        if self.alpha <= 0:
+            raise ConfigError(f"model.lora.alpha={self.alpha} must be above 0")
+        for target in self.targets:
+            if target not in PROJECTIONS:
+                raise ConfigError(
+                    f"model.lora.targets: {target!r} is no projection; {nearest(target, PROJECTIONS)}"
+                )
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ConfigError(
+                f"model.lora.targets={list(self.targets)} must name projections, each once"
+            )
+
+    @property
+    def scale(self) -> float:
+        """Factor on (x A) B, where there are adapters."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only transformer. Letters: V D L N K H F as in `llm_jax.model`."""
 
@@ -135,6 +170,7 @@ class ModelConfig:
     )
     rope_scaling: RopeScaling = RopeScaling()
     alibi: Alibi = Alibi()
+    lora: Lora = Lora()
 
     # of activations and matrix products; float32 products use the device's default precision, which on
     # TPUs and newer GPUs is below float32 (jax_default_matmul_precision raises it)

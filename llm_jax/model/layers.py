@@ -1,7 +1,7 @@
 """Norms, linear maps, MLP, embedding. Parameters are declared with shape, axes and initialiser on one line."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -24,10 +24,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 HEAD_INIT = nn.initializers.normal(0.02)  # small logits: the first loss is near ln V
 
 
-def fan_in(scale: float, in_axes: Sequence[int], out_axes: Sequence[int]) -> Initializer:
-    """Truncated normal of variance `scale` / fan-in, over the given axes of the shape."""
+def fan_in(
+    scale: float,
+    in_axes: Sequence[int],
+    out_axes: Sequence[int],
+    kind: Literal["truncated_normal", "uniform"] = "truncated_normal",
+) -> Initializer:
+    """Of variance `scale` / fan-in, over the given axes of the shape."""
     return nn.initializers.variance_scaling(
-        scale, "fan_in", "truncated_normal", in_axis=in_axes, out_axis=out_axes
+        scale, "fan_in", kind, in_axis=in_axes, out_axis=out_axes
     )
 
 
@@ -77,13 +82,20 @@ class Named(nn.meta.AxisMetadata[jax.Array]):
 
 
 def declare(
-    module: nn.Module, name: str, shape: Sequence[int], axes: Sequence[str], init: Initializer
+    module: nn.Module,
+    name: str,
+    shape: Sequence[int],
+    axes: Sequence[str],
+    init: Initializer,
+    dtype: str = "",
 ) -> jax.Array:
-    """Declares a parameter with its logical axes and returns it as it is stored."""
-    config = cast(Any, module).config
+    """Declares a parameter with its logical axes and returns it as it is stored.
+
+    `dtype` is that of the storage; empty: config.param_dtype.
+    """
+    stored = jnp.dtype(dtype or cast(Any, module).config.param_dtype)
     boxed = lambda *arguments: Named(init(*arguments), tuple(axes))  # noqa: E731
-    value = module.param(name, boxed, tuple(shape), jnp.dtype(config.param_dtype))
-    return cast(jax.Array, value)
+    return cast(jax.Array, module.param(name, boxed, tuple(shape), stored))
 
 
 def matrix(
@@ -101,6 +113,36 @@ def add_bias(module: nn.Module, name: str, x: jax.Array, axes: Sequence[str]) ->
     """x plus a declared bias over its last axes, which are named."""
     bias = declare(module, name, x.shape[-len(axes) :], axes, nn.initializers.zeros)
     return (x.astype(jnp.float32) + _aligned(bias, x)).astype(x.dtype)
+
+
+def add_adapter(
+    module: nn.Module,
+    name: str,
+    y: jax.Array,
+    x: jax.Array,
+    in_axes: Sequence[str],
+    out_axes: Sequence[str],
+) -> jax.Array:
+    """y, the projection `name` of x, plus scale (x A) B where the config has an adapter on it.
+
+    A starts as in PEFT (uniform, variance a third of 1 / fan-in), B at 0, so that nothing changes at first. Both are
+    float32 whatever holds the frozen weights.
+
+    Args:
+      in_axes: names of the last axes of x, over which the product sums.
+      out_axes: names of the last axes of y.
+    """
+    config = cast(Any, module).config
+    lora = config.lora
+    if not lora.rank or name not in lora.targets:
+        return y
+    n, rank = len(in_axes), lora.rank
+    init, zeros = fan_in(1 / 3, range(n), (n,), "uniform"), nn.initializers.zeros
+    a_shape, b_shape = (*x.shape[-n:], rank), (rank, *y.shape[-len(out_axes) :])
+    a = declare(module, f"{name}_lora_a", a_shape, (*in_axes, "rank"), init, "float32")
+    b = declare(module, f"{name}_lora_b", b_shape, ("rank", *out_axes), zeros, "float32")
+    x_BTR = jnp.tensordot(x, a.astype(config.dtype), n)
+    return y + lora.scale * jnp.tensordot(x_BTR, b.astype(config.dtype), 1)
 
 
 def _aligned(parameter: jax.Array, x: jax.Array) -> jax.Array:
@@ -149,11 +191,13 @@ class Mlp(nn.Module):
         D, F = config.embed_dim, config.mlp_dim
         up_init, down_init = fan_in(1.0, (0,), (1,)), fan_in(residual_scale(config), (0,), (1,))
         h_BTF = x_BTD @ matrix(self, "up", (D, F), ("embed", "mlp"), up_init)
+        h_BTF = add_adapter(self, "up", h_BTF, x_BTD, ("embed",), ("mlp",))
         if config.mlp_bias:
             h_BTF = add_bias(self, "up_bias", h_BTF, ("mlp",))
         activation = ACTIVATIONS[config.activation]
         if config.mlp == "gated":
             gate_BTF = x_BTD @ matrix(self, "gate", (D, F), ("embed", "mlp"), up_init)
+            gate_BTF = add_adapter(self, "gate", gate_BTF, x_BTD, ("embed",), ("mlp",))
             if config.mlp_bias:
                 gate_BTF = add_bias(self, "gate_bias", gate_BTF, ("mlp",))
             h_BTF = activation(gate_BTF) * h_BTF
@@ -161,4 +205,5 @@ class Mlp(nn.Module):
             h_BTF = activation(h_BTF)
         h_BTF = constrain(h_BTF, "batch", "time", "mlp")
         out_BTD = h_BTF @ matrix(self, "down", (F, D), ("mlp", "embed"), down_init)
+        out_BTD = add_adapter(self, "down", out_BTD, h_BTF, ("mlp",), ("embed",))
         return add_bias(self, "down_bias", out_BTD, ("act_embed",)) if config.mlp_bias else out_BTD

@@ -27,6 +27,7 @@ def target_loss(
     weights_BT: Array,
     *,
     z_loss: float = 0.0,
+    noise_BTD: jax.Array | None = None,
 ) -> tuple[jax.Array, LossSums]:
     """The sum of weight * (nats + z_loss * log(Z)^2), to be differentiated, and its parts.
 
@@ -37,8 +38,10 @@ def target_loss(
       targets_BT: int32 ids.
       weights_BT: float32, 0 where the target does not count.
       z_loss: weight of the z-penalty.
+      noise_BTD: added to the embeddings.
     """
-    x_BTD, _ = hidden_states(params, config, tokens_BT, positions_BT, segments_BT)
+    places = (tokens_BT, positions_BT, segments_BT)
+    x_BTD, _ = hidden_states(params, config, *places, noise_BTD=noise_BTD)
     head_DV = head_weights(params, config)
     options = _options(params, config, x_BTD)
     return cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, z_loss=z_loss, **options)
@@ -51,9 +54,15 @@ def target_nats(
     targets_BT: Array,
     positions_BT: Array,
     segments_BT: Array,
+    *,
+    noise_BTD: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Negative log-probability of every target, and log Z: two float32 [B, T], differentiable."""
-    x_BTD, _ = hidden_states(params, config, tokens_BT, positions_BT, segments_BT)
+    """Negative log-probability of every target, and log Z: two float32 [B, T], differentiable.
+
+    Arguments as in `target_loss`.
+    """
+    places = (tokens_BT, positions_BT, segments_BT)
+    x_BTD, _ = hidden_states(params, config, *places, noise_BTD=noise_BTD)
     head_DV = head_weights(params, config)
     return token_nats(x_BTD, head_DV, targets_BT, **_options(params, config, x_BTD))
 

@@ -83,6 +83,7 @@ class Transformer(nn.Module):
         positions_BT: jax.Array,
         segments_BT: jax.Array,
         cache: KVCache | None,
+        noise_BTD: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Returns the normed states [B, T, D] and the cache with this call's tokens in it."""
         config = self.config
@@ -92,6 +93,8 @@ class Transformer(nn.Module):
         # Gathered over fsdp first: left to itself, SPMD splits the look-up's result by embed, and then
         # gathers the residual of the global batch on every device.
         x_BTD = jnp.take(constrain(embedding_VD, "vocab", None), tokens_BT, axis=0)
+        if noise_BTD is not None:
+            x_BTD = x_BTD + noise_BTD
         if config.embedding_multiplier != 1:
             x_BTD = x_BTD * config.embedding_multiplier
         if config.position == "learned":

@@ -4,6 +4,7 @@
 2. The data's tokenizer is the base's own, or extends it: rows behind the base's ids are new.
 3. New rows start in the way that predicts the held-out text of all sources best, measured before the
    first step.
+4. Adapters of the base are merged into its weights; those of the run start so that they change nothing.
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from llm_jax.api import load_tokenizer, model_config
@@ -23,9 +23,19 @@ from llm_jax.checkpoint.record import DamagedError
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.eval.perplexity import Evaluator
 from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_texts
-from llm_jax.model import ModelConfig, Params, abstract_params, logical_axes
+from llm_jax.model import (
+    Lora,
+    ModelConfig,
+    Params,
+    abstract_params,
+    adapters_of,
+    init_params,
+    join,
+    logical_axes,
+    merge,
+)
 from llm_jax.run.parts import ORIGIN, Base, Parts
-from llm_jax.sharding import partition_spec
+from llm_jax.sharding import partition_spec, tree_shardings
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.tokenizer.base import start_id
 from llm_jax.tokenizer.spelling import require_extension, spellings
@@ -34,7 +44,7 @@ from llm_jax.train.resize import INITS, Init, resize
 log = logging.getLogger(__name__)
 
 # stated or not, these do not have to be the base's: they say how it is computed, or how far it reads
-FREE = ("vocab_size", "max_seq_len", "dtype", "param_dtype", "remat", "attention")
+FREE = ("vocab_size", "max_seq_len", "dtype", "param_dtype", "remat", "attention", "lora")
 BASE_ROW = "base"  # of the table: the base model on the same text, with its own tokenizer
 
 
@@ -86,7 +96,8 @@ def fill_in(
     Raises:
       ConfigError: a stated value contradicts the base.
     """
-    values: dict[str, Any] = {"param_dtype": "float32"}  # bfloat16 weights cannot be trained
+    # bfloat16 weights cannot be trained, and the base's own adapters are merged
+    values: dict[str, Any] = {"param_dtype": "float32", "lora": Lora()}
     fields = [field.name for field in dataclasses.fields(ModelConfig)]
     for name, now, none, was in zip(
         fields, *(_values(config) for config in (stated, unstated, base)), strict=True
@@ -141,7 +152,7 @@ def begin(parts: Parts, mesh: Mesh) -> Begun:
     """
     base = parts.base
     assert base is not None
-    params = _load(base, mesh)
+    params = _load(base, mesh, parts.model.param_dtype)
     scores: dict[str, dict[str, float]] = {}
     metrics: dict[str, dict[str, float]] = {}
 
@@ -153,21 +164,16 @@ def begin(parts: Parts, mesh: Mesh) -> Begun:
         scores[name] = {s: score.bits_per_character for s, score in result.sources.items()}
         metrics[name] = {f"eval/{key}": value for key, value in result.metrics.items()}
 
-    model = dataclasses.replace(parts.model, vocab_size=base.model.vocab_size)
+    grown = dataclasses.replace(parts.model, lora=Lora())
+    model = dataclasses.replace(grown, vocab_size=base.model.vocab_size)
     corpora = dict(parts.corpora)
     first, chosen = parts.first_new_row, "none"
     if not first:
         measure(BASE_ROW, params, model, corpora)
         first = base.model.vocab_size
-        if parts.model.vocab_size != first:
-            params = resize(
-                params,
-                parts.model,
-                mesh,
-                [],
-                first_row=min(first, parts.model.vocab_size),
-                init="mean",
-            )
+        if grown.vocab_size != first:
+            kept = min(first, grown.vocab_size)
+            params = resize(params, grown, mesh, [], first_row=kept, init="mean")
     else:
         measure(BASE_ROW, params, model, _with_base(corpora, parts.tokenizer, base.tokenizer))
         spelled = spellings(base.tokenizer, parts.tokenizer)
@@ -180,11 +186,13 @@ def begin(parts: Parts, mesh: Mesh) -> Begun:
             )
         sizes = {"first_row": first, "seed": parts.resize.seed}
         for init in tried:
-            candidate = resize(params, parts.model, mesh, spelled, init=init, **sizes)
-            measure(init, candidate, parts.model, corpora)
+            candidate = resize(params, grown, mesh, spelled, init=init, **sizes)
+            measure(init, candidate, grown, corpora)
             del candidate
         chosen = min(tried, key=lambda init: relative_cost(scores.get(init, {})))
-        params = resize(params, parts.model, mesh, spelled, init=chosen, **sizes)
+        params = resize(params, grown, mesh, spelled, init=chosen, **sizes)
+    if parts.model.lora.rank:
+        params = join(params, fresh_adapters(parts.model, mesh, parts.train.seed))
     facts = {
         "base": base.folder,
         "first_new_row": parts.first_new_row,
@@ -204,8 +212,17 @@ def relative_cost(bits_per_character: Mapping[str, float]) -> float:
     return sum(map(math.log, bits_per_character.values()))
 
 
-def _load(base: Base, mesh: Mesh) -> Params:
-    """The base's parameters in float32 on the mesh; a vocabulary that does not divide is not split."""
+def fresh_adapters(model: ModelConfig, mesh: Mesh, seed: int) -> Params:
+    """The adapters of a model that has some, before the first step, on the mesh."""
+    shardings = tree_shardings(mesh, abstract_params(model), logical_axes(model))
+    make = jax.jit(  # what is drawn for the rest is never computed: nothing reads it
+        lambda key: adapters_of(init_params(model, key)), out_shardings=adapters_of(shardings)
+    )
+    return make(jax.random.key(seed))
+
+
+def _load(base: Base, mesh: Mesh, dtype: str) -> Params:
+    """The base's parameters on the mesh, adapters merged; a vocabulary that does not divide is not split."""
 
     def place(leaf: jax.ShapeDtypeStruct, names: tuple[str, ...]) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))
@@ -213,7 +230,8 @@ def _load(base: Base, mesh: Mesh) -> Params:
 
     abstract = jax.tree.map(place, abstract_params(base.model), logical_axes(base.model))
     params, _ = restore_params(base.folder, abstract)
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    params, _ = merge(params, base.model)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def _with_base(

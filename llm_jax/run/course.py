@@ -54,7 +54,9 @@ class Stages(NamedTuple):
 def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
     """Raises ConfigError if the model, the batch or the stages do not fit."""
     first_size = parts.order.sizes[0][1]
-    plan = plan_stages(parts.stages, parts.optimizer, parts.train.steps, parts.first_new_row)
+    plan = plan_stages(
+        parts.stages, parts.optimizer, parts.train.steps, parts.model, parts.first_new_row
+    )
     steps = [
         compile_step(
             mesh,

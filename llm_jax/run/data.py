@@ -12,11 +12,13 @@ from llm_jax.data import prepare as prepare_stage
 from llm_jax.data.prepare import PrepareConfig
 from llm_jax.errors import ConfigError
 from llm_jax.run import cli
+from llm_jax.run.data_beam import add_beam, beam
 from llm_jax.run.data_clean import add_clean, clean
 from llm_jax.run.data_dedup import add_dedup, dedup
 from llm_jax.run.data_inspect import add_inspect, counts_table, inspect, print_rejects
 from llm_jax.run.data_sift import add_decontaminate, add_language, decontaminate, language
 from llm_jax.run.data_sources import add_sources, console, read_sources
+from llm_jax.run.data_tfds import add_tfds, tfds
 from llm_jax.run.data_verify import add_verify, verify_chain
 
 
@@ -98,6 +100,8 @@ COMMANDS = {
     "dedup": ("the same sources without exact and near repeats", add_dedup, dedup),
     "decontaminate": ("no document that holds an evaluation set", add_decontaminate, decontaminate),
     "prepare": ("text to token shards, written once", _add_prepare, _prepare),
+    "beam": ("clean, language, dedup and prepare in one, on a cluster", add_beam, beam),
+    "tfds": ("a folder of these as a TFDS dataset", add_tfds, tfds),
     "verify": ("follow the manifests from token shards back to raw text", add_verify, verify_chain),
     "inspect": ("counts, shares, fill and decoded rows", add_inspect, inspect),
 }

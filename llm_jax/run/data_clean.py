@@ -16,6 +16,12 @@ from llm_jax.run.data_sources import add_stage, console, live_lines, read_source
 def add_clean(parser: Any) -> None:
     """Arguments of `data clean`."""
     add_stage(parser)
+    add_rules(parser)
+    parser.add_argument("--workers", type=int, default=0, help="processes that clean (0: this one)")
+
+
+def add_rules(parser: Any) -> None:
+    """Which rules clean; `rules_of` reads them."""
     parser.add_argument("--config", metavar="FILE", help="a CleanConfig as .json or .py")
     parser.add_argument(
         "--rules", metavar="A,B,...", help=f"rules in this order, of {','.join(RULES)}"
@@ -31,7 +37,6 @@ def add_clean(parser: Any) -> None:
         default=1.0,
         help="stop when the rules reject more than this share of a source (1)",
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes that clean (0: this one)")
 
 
 def rules_of(arguments: Any) -> CleanConfig:

@@ -26,6 +26,12 @@ def _reading(arguments: Any) -> dict[str, Any]:
 def add_language(parser: Any) -> None:
     """Arguments of `data language`."""
     add_stage(parser)
+    add_languages(parser)
+    parser.add_argument("--workers", type=int, default=0, help="processes (0: this one)")
+
+
+def add_languages(parser: Any) -> None:
+    """Which languages stay; `languages_of` reads them."""
     parser.add_argument("--keep", default="", metavar="zh,en", help="languages to keep (all)")
     parser.add_argument(
         "--reference",
@@ -37,17 +43,20 @@ def add_language(parser: Any) -> None:
     parser.add_argument(
         "--max-bits", type=float, default=0.0, help="drop what scores more bits per character"
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes (0: this one)")
+
+
+def languages_of(arguments: Any) -> dict[str, Any]:
+    """What `LanguageStage` is told by the arguments of `add_languages`."""
+    return {
+        "keep": tuple(word.strip() for word in arguments.keep.split(",") if word.strip()),
+        "references": tuple(map(parse_source_spec, arguments.reference)),
+        "max_bits": arguments.max_bits,
+    }
 
 
 def language(arguments: Any) -> None:
     """Runs `data language`."""
-    config = LanguageStage(
-        **_reading(arguments),
-        keep=tuple(word.strip() for word in arguments.keep.split(",") if word.strip()),
-        references=tuple(map(parse_source_spec, arguments.reference)),
-        max_bits=arguments.max_bits,
-    )
+    config = LanguageStage(**_reading(arguments), **languages_of(arguments))
     with live_lines() as show:
         manifest = language_stage(config, show)
     _print(manifest, config.output)

@@ -1,5 +1,7 @@
 """`llm-jax export MODEL OUT`: a model as a folder that transformers loads, behind the parity gate.
 
+A model with adapters is exported merged, or with `--adapter` as an adapter alone, for PEFT.
+
 config.json, safetensors (with an index beyond `--max-shard-size`), tokenizer, chat template and
 generation_config.json. The padding of the vocabulary is left out. OUT appears when every check has
 passed; `OUT/parity.json` says which were made and what they found.
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_jax.errors import ConfigError
 from llm_jax.run import cli
+from llm_jax.run.adapter import export_adapter
 from llm_jax.run.import_model import PARITY, making, require_room, tell
 from llm_jax.tokenizer import Tokenizer
 
@@ -39,6 +42,7 @@ def main(argv: list[str]) -> None:
     )
     add("--max-shard-size", default="5GB", metavar="SIZE", help="of one weight file (default: 5GB)")
     add("--no-tokenizer", action="store_true", help="write the weights and config alone")
+    add("--adapter", action="store_true", help="write the adapters alone, in PEFT's format")
     add("--no-logits", action="store_true", help="do not run the model (for one too large here)")
     words = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a conversion needs memory, not an accelerator
@@ -50,9 +54,17 @@ def main(argv: list[str]) -> None:
     if words.out.exists():
         raise ConfigError(f"{words.out} exists already; choose another folder, or remove it first")
     model = load(words.model, words.step)
+    if words.adapter:
+        for option in ("dtype", "no_tokenizer", "no_logits"):
+            if vars(words)[option]:
+                raise ConfigError(
+                    f"--{option.replace('_', '-')} says nothing about an adapter; leave it out with --adapter"
+                )
+        tell(export_adapter(model, words.out), words.out)
+        return
     skip = "--no-logits was given" if words.no_logits else ""
     report = export_model(
-        model, words.out, settings, with_tokenizer=not words.no_tokenizer, skip=skip
+        model.merged(), words.out, settings, with_tokenizer=not words.no_tokenizer, skip=skip
     )
     tell(report, words.out)
 
@@ -74,6 +86,13 @@ def export_model(
     skip: str = "",
 ) -> "Report":
     """Writes `model` as the folder `out`; see the module text.
+
+    Args:
+      model: without adapters.
+      out: must not exist.
+      settings: dtype and size of the files.
+      with_tokenizer: whether its files are written too.
+      skip: why the model is not run; empty: it is.
 
     Raises:
       CheckpointError, ConfigError, DataError: it cannot be exported, or a check failed; `out` is not there.

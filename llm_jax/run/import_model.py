@@ -45,8 +45,24 @@ def main(argv: list[str]) -> None:
     )
     add("--no-tokenizer", action="store_true", help="import the weights alone")
     add("--no-logits", action="store_true", help="do not run the model (for one too large here)")
+    add(
+        "--adapter",
+        type=Path,
+        metavar="PEFT_DIR",
+        help="put this adapter, saved by PEFT, on a model of ours, given in place of HF_DIR",
+    )
     words = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a conversion needs memory, not an accelerator
+    if words.adapter:
+        for option in ("param_dtype", "no_tokenizer", "no_logits"):
+            if vars(words)[option]:
+                raise ConfigError(
+                    f"--{option.replace('_', '-')} says nothing about an adapter; leave it out with --adapter"
+                )
+        from llm_jax.run.adapter import import_adapter
+
+        tell(import_adapter(words.adapter, words.source, words.out), words.out)
+        return
     folder = local_folder(words.source)
     skip = "--no-logits was given" if words.no_logits else ""
     report = import_model(

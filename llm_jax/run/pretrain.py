@@ -72,7 +72,7 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if not self.run:
             raise ConfigError("run='' must name a folder, as in --run runs/first")
-        if self.model.param_dtype != "float32":
+        if self.model.param_dtype != "float32" and not self.model.lora.rank:
             raise ConfigError(
                 f"model.param_dtype={self.model.param_dtype!r} cannot be trained: a bfloat16 weight of 1 does "
                 "not move by a learning rate below 0.004; keep 'float32' and set model.dtype='bfloat16'"
@@ -81,6 +81,11 @@ class PretrainConfig:
             raise ConfigError(
                 "model.embed_dim is not stated; state the model's sizes, or begin with a trained model by "
                 "--init-from MODEL"
+            )
+        if not self.init_from and self.model.lora.rank:
+            raise ConfigError(
+                f"model.lora.rank={self.model.lora.rank} puts adapters on frozen weights; give --init-from MODEL, "
+                "or leave it at 0"
             )
         if not self.init_from and self.forgetting.sources:
             raise ConfigError(

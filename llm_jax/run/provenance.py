@@ -5,7 +5,7 @@ import json
 import platform
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ VERSIONED = (
     "numpy",
     "sentencepiece",
 )
+
+FIXED = ("step.batch_size", "stages.new_rows_steps", "stages.train")  # as the whole of the model is
 
 
 def require_run_folder(folder: Path) -> None:
@@ -122,6 +124,17 @@ def recorded_order(run: Path, from_step: int, batch_size: int) -> RowOrder:
     return RowOrder(sizes=((0, batch_size),))
 
 
+def filled(recorded: dict[str, Any], resolved: Any, sections: Sequence[str]) -> dict[str, Any]:
+    """A recorded config with the defaults of settings that its sections did not have yet."""
+    full = dict(recorded)
+    for name in sections:
+        section = vars(resolved).get(name)
+        if section is not None:
+            loaded = config_files.from_dict(type(section), recorded.get(name, {}), name)
+            full[name] = config_files.to_dict(loaded)
+    return full
+
+
 def check_continues(parts: Parts, record: dict[str, Any]) -> None:
     """Refuses to resume what would silently be another run.
 
@@ -135,11 +148,12 @@ def check_continues(parts: Parts, record: dict[str, Any]) -> None:
             f"{record['tokenizer_fingerprint'][:12]}, the data has {parts.tokenizer.fingerprint[:12]}); "
             "prepare the data with the run's own tokenizer/, or start a new run"
         )
-    changed = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
+    recorded = filled(record["config"], parts.resolved, ("model", "stages"))
+    changed = dict(config_files.changes(recorded, config_files.to_dict(parts.resolved)))
     # how it is computed may change, what is computed may not
     free = ("model.attention", "model.remat", "model.dtype", "step.micro_batches")
     for name, (before, now) in changed.items():
-        fixed = name.startswith("model.") or name in ("step.batch_size", "stages.new_rows_steps")
+        fixed = name.startswith("model.") or name in FIXED
         if name == "step.batch_size" and parts.optimizer.lr_with_batch:
             continue
         if name not in free and fixed:

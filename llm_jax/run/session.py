@@ -8,7 +8,7 @@ A command builds the data plan and the config; the session does the rest, in thi
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -43,7 +43,9 @@ from llm_jax.run.roll_back import as_recorded
 from llm_jax.sharding import make_mesh
 from llm_jax.train import (
     Phases,
+    Stage,
     TrainState,
+    count_trained,
     enter,
     forgotten,
     init_state,
@@ -89,7 +91,7 @@ def train_session(parts: Parts, console: Console) -> TrainState:
         if is_first():
             if start < steps:
                 write_provenance(parts, start)
-            say(console, summary(parts, mesh, start))
+            say(console, summary(parts, mesh, start, stages.plan))
             if begun:
                 append_event(parts.folder, "continuation", step=0, **begun.facts)
                 say(console, begun.table or "start      not measured: there is no held-out text")
@@ -160,16 +162,18 @@ def check_remembers(parts: Parts, record: dict[str, Any]) -> None:
         raise ConfigError(f"{parts.folder}: at step {record['step']} {told}; {REMEDY}")
 
 
-def summary(parts: Parts, mesh: Mesh, start: int) -> str:
+def summary(parts: Parts, mesh: Mesh, start: int, stages: Sequence[Stage]) -> str:
     """What is about to happen, in a few lines."""
     model, step = parts.model, parts.step
+    every, trained = count_params(model), count_trained(model, stages[-1].trainable)
+    part = "" if trained == every else f" ({trained:,} of them trained, {trained / every:.2%})"
     tokens = step.batch_size * parts.plan.seq_len
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     with jax.set_mesh(mesh):
         attention, reason = attention_choice(model, step.batch_size, parts.plan.seq_len)
     return "\n".join(
         [
-            f"model      {count_params(model):,} parameters, {model.num_layers} layers, position {model.position}, {model.dtype}",
+            f"model      {every:,} parameters{part}, {model.num_layers} layers, position {model.position}, {model.dtype}",
             f"mesh       {shape} of {jax.devices()[0].device_kind}, {jax.process_count()} process(es)",
             f"attention  {attention}: {reason}",
             f"data       {tokens:,} tokens a step; plan {parts.plan.digest[:12]}",

@@ -1,4 +1,4 @@
-"""The stages of a run: the new rows of an extended vocabulary alone first, then everything.
+"""The stages of a run: the new rows of an extended vocabulary alone first, then what the run is for.
 
 Staged freezing is from EEVE, https://arxiv.org/abs/2402.14714. Each stage has its own warm-up and its
 own optimizer state: entering the second one starts Adam afresh, since it has seen none of the gradients.
@@ -7,7 +7,7 @@ own optimizer state: entering the second one starts Adam afresh, since it has se
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import optax
 from jax.sharding import Mesh
@@ -24,8 +24,11 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Any]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """The first stage of continued pretraining, in which only the vocabulary's new rows are trained."""
+    """What is trained: in a first stage, if there is one, the vocabulary's new rows alone."""
 
+    # in the main stage. auto: everything; of a model with adapters these, and the vocabulary's new rows if
+    # it has any. body: all but embedding, head and its bias
+    train: Literal["auto", "all", "body", "new_rows", "adapters", "adapters_and_new_rows"] = "auto"
     new_rows_steps: int = 0  # updates of it, out of train.steps; 0: there is no such stage
     new_rows_lr: float = 1e-3  # constant after its warm-up
     new_rows_warmup_steps: int = 10  # linear from 0
@@ -46,8 +49,56 @@ class Stage(NamedTuple):
     schedule: optax.Schedule  # of the step of the whole run
 
 
+def main_part(config: StageConfig, model: ModelConfig, first_new_row: int) -> Trainable:
+    """What the main stage trains.
+
+    Raises:
+      ConfigError: the model has no such part, or cannot train it in the dtype it is stored in.
+    """
+    train, rank = config.train, model.lora.rank
+    if train == "auto":
+        train = "adapters_and_new_rows" if rank and first_new_row else "adapters" if rank else "all"
+    if train.startswith("adapters") != bool(rank):
+        raise ConfigError(
+            f"stages.train={config.train!r} does not fit model.lora.rank={rank}: adapters are trained alone or "
+            "with new rows, and only where there are some; set both, or leave stages.train at 'auto'"
+        )
+    if train.endswith("new_rows"):
+        require_new_rows(f"stages.train={train!r}", first_new_row)
+    if train == "new_rows" and config.new_rows_steps:
+        raise ConfigError(
+            "stages.train='new_rows' trains them in the whole run; leave stages.new_rows_steps at 0"
+        )
+    frozen = train == "adapters" and not config.new_rows_steps
+    if model.param_dtype != "float32" and not frozen:
+        raise ConfigError(
+            f"model.param_dtype={model.param_dtype!r} holds frozen weights only: one of 1 does not move by a "
+            "learning rate below 0.004; keep 'float32', or train adapters alone (--model.lora.rank 8)"
+        )
+    return {
+        "all": ALL,
+        "body": Trainable("body"),
+        "new_rows": Trainable("none", first_new_row),
+        "adapters": Trainable("adapters"),
+        "adapters_and_new_rows": Trainable("adapters", first_new_row),
+    }[train]
+
+
+def require_new_rows(what: str, first_new_row: int) -> None:
+    """Raises ConfigError if there are none."""
+    if not first_new_row:
+        raise ConfigError(
+            f"{what}, but there are no new rows to train: give --init-from a model "
+            "and data prepared with an extension of its tokenizer, or leave it out"
+        )
+
+
 def plan_stages(
-    config: StageConfig, optimizer: OptimizerConfig, steps: int, first_new_row: int = 0
+    config: StageConfig,
+    optimizer: OptimizerConfig,
+    steps: int,
+    model: ModelConfig,
+    first_new_row: int = 0,
 ) -> list[Stage]:
     """The stages of a run of `steps` updates.
 
@@ -55,16 +106,13 @@ def plan_stages(
       first_new_row: where the new rows of the vocabulary begin; 0: there are none.
 
     Raises:
-      ConfigError: a first stage without new rows or as long as the run, or a warm-up that is too long.
+      ConfigError: a first stage without new rows or as long as the run, a warm-up that is too long, or
+        the model has not what is to be trained.
     """
-    alone = config.new_rows_steps
+    main, alone = main_part(config, model, first_new_row), config.new_rows_steps
     if not alone:
-        return [Stage(0, ALL, make_schedule(optimizer, steps))]
-    if not first_new_row:
-        raise ConfigError(
-            f"stages.new_rows_steps={alone}, but there are no new rows to train: give --init-from a model "
-            "and data prepared with an extension of its tokenizer, or set it to 0"
-        )
+        return [Stage(0, main, make_schedule(optimizer, steps))]
+    require_new_rows(f"stages.new_rows_steps={alone}", first_new_row)
     if alone >= steps:
         raise ConfigError(
             f"stages.new_rows_steps={alone} must be below train.steps={steps}, which counts both stages"
@@ -74,10 +122,10 @@ def plan_stages(
         schedule="constant",
         warmup_steps=min(config.new_rows_warmup_steps, alone - 1),
     )
-    everything = make_schedule(optimizer, steps - alone)
+    after = make_schedule(optimizer, steps - alone)
     return [
-        Stage(0, Trainable(first_new_row), make_schedule(rows, alone)),
-        Stage(alone, ALL, lambda step: everything(step - alone)),
+        Stage(0, Trainable("none", first_new_row), make_schedule(rows, alone)),
+        Stage(alone, main, lambda step: after(step - alone)),
     ]
 
 

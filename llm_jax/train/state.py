@@ -1,5 +1,6 @@
 """The training state: everything that changes from step to step, as one pytree."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -58,9 +59,7 @@ def state_shardings(
     everywhere = replicated(mesh)
     place = lambda leaf, names: NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))  # noqa: E731
     part = jax.eval_shape(trainable.take, abstract_params(config))
-    moments = (
-        jax.tree.map(place, part, trainable.of_leaves(axes)) if trainable.first_row else params
-    )
+    moments = params if trainable == ALL else jax.tree.map(place, part, trainable.of_leaves(axes))
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
@@ -69,6 +68,12 @@ def state_shardings(
         transform_non_params=lambda _: everywhere,
     )
     return TrainState(params, opt_state, everywhere, everywhere, everywhere)
+
+
+def count_trained(config: ModelConfig, trainable: Trainable) -> int:
+    """Number of parameters that a stage trains."""
+    part = jax.eval_shape(trainable.take, abstract_params(config))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
 
 
 def abstract_state(

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,12 @@ from llm_jax.errors import ConfigError
 from llm_jax.model import LossSums, ModelConfig, Params, logical_axes, target_loss
 from llm_jax.sharding import batch_sharding, constrain, replicated
 from llm_jax.train.guard import is_spike, remember
+from llm_jax.train.neftune import NeftuneConfig, embedding_noise
 from llm_jax.train.state import TrainState, state_shardings
 from llm_jax.train.trainable import ALL, Trainable
 
 Metrics = dict[str, jax.Array]
+Sums = TypeVar("Sums")  # of a loss: a tuple of scalars
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class StepConfig:
         0  # steps whose median a loss or gradient norm is compared with; 0: no spikes
     )
     spike_deviations: float = 6.0  # robust standard deviations above it that make a step a spike
+    neftune: NeftuneConfig = NeftuneConfig()  # noise on embeddings
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batches"):
@@ -73,17 +76,43 @@ def train_step(
     # in the weights: dividing the loss would read and write the head's whole gradient once more
     weighted = batch._replace(loss_mask_BT=batch.loss_mask_BT / jnp.maximum(count, 1.0))
 
-    def loss(trained: Params, part: Batch) -> tuple[jax.Array, LossSums]:
+    def loss(trained: Params, part: tuple[Batch, Rows]) -> tuple[jax.Array, LossSums]:
         params = trainable.put(state.params, trained)
-        return target_loss(params, model, *part, z_loss=config.z_loss)
+        noise_BTD = noise_for(config, model, state.step, part[1], part[0])
+        return target_loss(params, model, *part[0], z_loss=config.z_loss, noise_BTD=noise_BTD)
 
     grad = laid_out(jax.grad(loss, has_aux=True), trainable.of_leaves(logical_axes(model)))
     trained = trainable.take(state.params)
-    means, grads = accumulate(grad, trained, weighted, config.micro_batches)
+    parts = (weighted, rows_of(config, weighted))
+    means, grads = accumulate(grad, trained, parts, config.micro_batches)
+    state, metrics = apply_update(
+        state, trained, grads, means.nats, optimizer=optimizer, schedule=schedule, clip_norm=clip_norm,
+        spike_deviations=config.spike_deviations, trainable=trainable,
+    )  # fmt: skip
+    named = {"loss": means.nats, "z_penalty": means.z_penalty, "target_tokens": count}
+    return state, {**named, **metrics}
+
+
+def apply_update(
+    state: TrainState,
+    trained: Params,
+    grads: Params,
+    loss: jax.Array,
+    *,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    clip_norm: float,
+    spike_deviations: float,
+    trainable: Trainable,
+) -> tuple[TrainState, Metrics]:
+    """The state after a step with these gradients of `trained`.
+
+    As it was, but counted, where loss or gradient are not finite or a spike (see `guard`).
+    """
     grad_norm = optax.tree.norm(grads)
     # before clipping: clip(inf) is NaN everywhere, and clip of an overflowed norm is a silent zero
-    finite = jnp.isfinite(grad_norm) & jnp.isfinite(means.nats)
-    spike = is_spike(state.opt_state, grad_norm, means.nats, config.spike_deviations)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+    spike = is_spike(state.opt_state, grad_norm, loss, spike_deviations)
     good = finite & ~spike
     learning_rate = schedule(state.step)
 
@@ -91,7 +120,7 @@ def train_step(
         scale = jnp.minimum(1.0, clip_norm / (grad_norm + 1e-6)) if clip_norm else 1.0
         clipped = jax.tree.map(lambda g: g * scale, grads)
         directions, opt_state = optimizer.update(clipped, opt_state, params)
-        opt_state = remember(opt_state, grad_norm, means.nats)
+        opt_state = remember(opt_state, grad_norm, loss)
         return jax.tree.map(
             lambda p, d: p - (learning_rate * d).astype(p.dtype), params, directions
         ), opt_state
@@ -103,9 +132,6 @@ def train_step(
     skipped = state.skipped + jnp.where(good, 0, 1)
     state = TrainState(params, opt_state, state.step + 1, skipped, skipped_in_row)
     return state, {
-        "loss": means.nats,
-        "z_penalty": means.z_penalty,
-        "target_tokens": count,
         "grad_norm": grad_norm,
         "learning_rate": jnp.asarray(learning_rate, jnp.float32),
         "skipped": skipped,
@@ -113,17 +139,35 @@ def train_step(
     }
 
 
-Gradient = Callable[[Params, Batch], tuple[Params, LossSums]]
+Rows = jax.Array | None  # indices in the global batch, int32 [B, 1]
 
 
-def laid_out(grad: Gradient, axes: Any) -> Gradient:
+def rows_of(config: StepConfig, batch: Batch) -> Rows:
+    """What noise is drawn by; None without noise, so that the program has nothing of it."""
+    rows = batch.tokens_BT.shape[0]
+    return jnp.arange(rows, dtype=jnp.int32)[:, None] if config.neftune.alpha else None
+
+
+def noise_for(
+    config: StepConfig, model: ModelConfig, step: jax.Array, rows_B1: Rows, batch: Batch
+) -> jax.Array | None:
+    """The noise on the embeddings of a part of the batch, if there is any."""
+    if rows_B1 is None:
+        return None
+    return embedding_noise(config.neftune, step, rows_B1[:, 0], batch.segments_BT, model.embed_dim)
+
+
+Gradient = Callable[[Params, Any], tuple[Params, Sums]]
+
+
+def laid_out(grad: Gradient[Sums], axes: Any) -> Gradient[Sums]:
     """`grad` with gradients that lie on the mesh as their parameters do.
 
     Left to itself, SPMD keeps the embedding's gradient whole on every device, takes its norm there
     and carries it into the update (7B: half a gigabyte).
     """
 
-    def placed(params: Params, part: Batch) -> tuple[Params, LossSums]:
+    def placed(params: Params, part: Any) -> tuple[Params, Sums]:
         grads, sums = grad(params, part)
         return jax.tree.map(lambda g, names: constrain(g, *names), grads, axes), sums
 
@@ -131,26 +175,33 @@ def laid_out(grad: Gradient, axes: Any) -> Gradient:
 
 
 def accumulate(
-    grad: Gradient,
+    grad: Gradient[Sums],
     params: Params,
-    batch: Batch,
+    batch: Any,
     parts: int,
-) -> tuple[LossSums, Params]:
-    """Sums of loss and gradients over `parts` micro-batches; every device works on each of them."""
+    together: int = 1,
+) -> tuple[Sums, Params]:
+    """Sums of loss and gradients over `parts` micro-batches; every device works on each of them.
+
+    `batch` is a tree of arrays [B, ...] of two axes; `together` consecutive rows stay in one micro-batch.
+    """
     if parts == 1:
         grads, sums = grad(params, batch)
         return sums, grads
-    # row r goes to part r % parts: consecutive rows lie on one device, so each part touches all devices
-    split = jax.tree.map(lambda x: x.reshape(-1, parts, x.shape[1]).swapaxes(0, 1), batch)
 
-    def add(total: tuple[LossSums, Params], part: Batch) -> tuple[tuple[LossSums, Params], None]:
+    def cut(x: jax.Array) -> jax.Array:
+        # row r goes to part r % parts: consecutive rows lie on one device, so each part touches all devices
+        x = x.reshape(-1, parts, *([together] if together > 1 else []), x.shape[1]).swapaxes(0, 1)
+        return x.reshape(parts, -1, x.shape[-1])
+
+    split = jax.tree.map(cut, batch)
+
+    def add(total: tuple[Sums, Params], part: Any) -> tuple[tuple[Sums, Params], None]:
         grads, sums = grad(params, part)
         return jax.tree.map(jnp.add, total, (sums, grads)), None
 
-    zeros = (
-        LossSums(*(jnp.zeros(()) for _ in LossSums._fields)),
-        jax.tree.map(jnp.zeros_like, params),
-    )
+    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[::-1])
     total, _ = jax.lax.scan(add, zeros, split)
     return total
 

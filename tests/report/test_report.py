@@ -2,7 +2,6 @@
 
 import html.parser
 import json
-import re
 
 import pytest
 
@@ -78,7 +77,8 @@ def test_ticks_are_few_and_hold_the_range(low, high):
 def test_a_chart_leaves_out_what_is_not_finite_and_an_empty_one_is_nothing():
     chart = line_chart("a < b", {"x": [(0, 1.0), (1, float("nan")), (2, 3.0)]})
     assert "a &lt; b" in chart
-    assert len(re.findall(r"[\d.]+,[\d.]+", re.search(r'points="([^"]*)"', chart)[1])) == 3
+    points = chart.partition('points="')[2].partition('"')[0]
+    assert len(points.split()) == 3
     assert "nan" not in chart
     assert line_chart("t", {"x": []}) == ""
 

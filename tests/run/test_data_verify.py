@@ -119,3 +119,31 @@ def test_a_folder_that_no_stage_made_is_refused(capsys, tmp_path):
     status, _, err = verify(capsys, tmp_path)
     assert status == 2
     assert "holds no manifest.json; give a folder made by" in err
+
+
+def test_a_chain_whose_folders_were_moved_is_followed_with_root(capsys, made, tmp_path):
+    for name in ("prepared", "dedup"):
+        shutil.copytree(made / name, tmp_path / "new" / name)
+    for name in ("clean", "raw.jsonl"):
+        (shutil.copytree if name == "clean" else shutil.copy)(made / name, tmp_path / name)
+    away = made.with_name("away")
+    made.rename(away)  # nothing is where it was
+    try:
+        prepared = str(tmp_path / "new/prepared")
+        status, _, err = verify(capsys, prepared)
+        assert status == 2
+        assert "missing (if it was moved, pass --root OLD=NEW)" in err
+        words = ["--root", f"{made}={tmp_path}", "--root", f"{made}/dedup={tmp_path}/new/dedup"]
+        assert cli.run(data.main, ["verify", prepared, *words]) == 0
+        out = capsys.readouterr().out
+        assert "4 levels" in out
+        assert f"OK   zh: {tmp_path}/raw.jsonl" in out
+        assert str(made) not in out
+    finally:
+        away.rename(made)
+
+
+@pytest.mark.parametrize("word", ["old", "old=new", "/old=/nowhere/at/all"])
+def test_a_root_that_names_no_move_is_refused(capsys, made, word):
+    assert cli.run(data.main, ["verify", str(made / "prepared"), "--root", word]) == 2
+    assert f"--root {word!r} must be OLD=NEW" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from llm_jax.data.mixture import DataPlan
 from llm_jax.data.row_order import RowOrder
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.run.pretrain import PretrainConfig, pretrain
-from llm_jax.train import OptimizerConfig, StepConfig
+from llm_jax.train import StepConfig
 from tests.run.tiny_pretrain import STEPS
 from tests.run.tiny_pretrain import config as tiny
 from tests.run.tiny_runs import Run, wait_for_step
@@ -58,7 +58,7 @@ def test_another_batch_size_goes_on_with_the_next_row_and_the_learning_rate_foll
     # the way back needs a rule as well
     with pytest.raises(CheckpointError, match=r"step\.batch_size was 16 at step 80 and is 8 now"):
         pretrain(
-            dataclasses.replace(wanted, step=StepConfig(batch_size=8), optimizer=OptimizerConfig()),
+            dataclasses.replace(wanted, step=StepConfig(batch_size=8), optimizer=tiny().optimizer),
             Console(file=io.StringIO()),
         )
 

@@ -47,7 +47,9 @@ def test_without_a_launcher_a_process_is_on_its_own():
 
 
 def test_flags_overrule_variables_and_variables_overrule_slurm():
-    assert find_cluster(("b:2", 4, 3), OURS).coordinator == "b:2"
+    by_flags = find_cluster(("b:2", 4, 3), OURS)
+    assert by_flags
+    assert by_flags.coordinator == "b:2"
     assert found({**SLURM, **OURS}).coordinator == "a:1"
 
 
@@ -136,7 +138,7 @@ class Metadata(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(self.attributes.get(name, "").encode())
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *_: object) -> None:
         """Silent."""
 
 

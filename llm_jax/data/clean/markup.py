@@ -8,6 +8,7 @@ import html
 import re
 from dataclasses import dataclass
 
+from llm_jax.data.clean.frame import frame_score
 from llm_jax.data.clean.page import Page, Rejection
 
 BLOCK_TAGS = (
@@ -94,10 +95,13 @@ class BoilerplateConfig:
     """What `boilerplate` does with lines such as 上一篇：… or "Share this"."""
 
     max_share: float = 0.3  # of a document's lines; a page with more is no text but its frame
+    max_frame_score: float = 6.0  # see `frame.frame_score`
 
 
 def boilerplate(page: Page, config: BoilerplateConfig) -> str | Rejection | None:
     """The text without such lines, a rejection when they are most of it, None when there are none."""
+    if (score := frame_score(page)) > config.max_frame_score:
+        return Rejection("page frame", f"{score:.1f} > {config.max_frame_score:g}")
     found = [line for line in set(page.lines) if len(line) <= LONGEST and LINE.fullmatch(line)]
     if not found:
         return None

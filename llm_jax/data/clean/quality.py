@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from llm_jax.data.characters import Kind
+from llm_jax.data.clean.frame import log_share
 from llm_jax.data.clean.page import Page, Rejection
 
 FINAL = frozenset('.!?。！？…;；:："”’』」）)》】')
@@ -35,6 +36,7 @@ class Thresholds:
     max_bullet_share: float  # of the lines; 1 turns it off
     max_broken_share: float = 0.002  # U+FFFD, private use and unassigned
     max_rare_share: float = 0.08  # of the Han characters; see characters.py
+    max_log_share: float = 0.6  # of the lines that start like those of a log
     max_advert_score: float = 2.5  # see `advert_score`
 
 
@@ -130,6 +132,9 @@ def _lines(page: Page, limits: Thresholds) -> Rejection | None:
     final = sum(line[-1] in FINAL for line in lines) / len(lines)
     if final < limits.min_final_share and size < limits.max_line_share * len(lines):
         return Rejection("lines without an end", f"{final:.3f} < {limits.min_final_share:g}")
+    logged = log_share(lines)
+    if logged > limits.max_log_share:
+        return Rejection("log lines", f"{logged:.3f} > {limits.max_log_share:g}")
     if len(lines) > 3:
         bullets = sum(line.startswith(BULLETS) for line in lines) / len(lines)
         if bullets > limits.max_bullet_share:
@@ -143,37 +148,49 @@ CHINESE_ADVERTS = re.compile(
     "全国(?:统一)?热线|咨询热线|咨询电话|服务热线|订购|热线|加(?:我)?(?:微信|[Vv薇威]|QQ|[Qq]群)|(?:微信|QQ|扣扣|薇信)(?:号|群)?[:：]|客服|免费(?:领取|试用|咨询|送|注册|体验|上门)|"
     "代(?:开|办|写|孕|刷)|发票|厂家(?:直销|批发)|批发|价格(?:优惠|实惠|低廉)|货到付款|诚信(?:经营|第一)|质量(?:保证|第一)|欢迎(?:来电|咨询|选购|光临|加盟|新老)|招商|加盟|"
     "日赚|月入|兼职|躺赚|赚钱|彩票|娱乐城|百家乐|博彩|开户(?:送)?|注册(?:就)?送|首充|返利|提现|贷款|无抵押|办证|刻章|专治|根治|疗效|祖传|减肥|瘦身|丰胸|壮阳|"
-    "无效退款|假一赔十|正品(?:保证|保障)?|原价|现价|仅需|只要\\d+元|抢购|爆款|热销|火爆|名额有限|先到先得|最后\\d+天|老客户|新客户|[送赠](?:礼|好礼|大礼)|红包|私聊|私信"
+    "无效退款|假一赔十|正品(?:保证|保障)?|原价|现价|仅需|只要\\d+元|抢购|爆款|热销|火爆|名额有限|先到先得|最后\\d+天|老客户|新客户|[送赠](?:礼|好礼|大礼)|红包|私聊|私信|！！"
 )
 ENGLISH_ADVERTS = re.compile(
-    r"(?:buy|shop|order|call|act|apply|book|download|sign up|join|subscribe|enroll|register) (?:now|today)|free (?:shipping|trial|quote|gift|bonus|delivery|consultation|estimate|spins|returns)|"
+    r"\b(?:(?:buy|shop|order|call|act|apply|book|download|sign up|join|subscribe|enroll|register) (?:now|today)|free (?:shipping|trial|quote|gift|bonus|delivery|consultation|estimate|spins|returns)|"
     r"limited[- ](?:time|offer|stock)|best (?:price|deal|offer)s?|lowest price|click (?:here|below|the link)|\d+ ?% off|discount|coupon|promo code|special offer|money[- ]back|guarantee[ds]?\b|"
     r"satisfaction|no obligation|risk[- ]free|while supplies last|don't miss|hurry|exclusive (?:offer|deal)|earn (?:up to )?\$|make money|work from home|casino|jackpot|poker|betting|payday|"
     r"loan approval|cheap|for sale|wholesale|in stock|add to cart|checkout|lose weight|weight loss|miracle|viagra|cialis|pharmacy|replica|whatsapp|telegram|dm us|text us|toll[- ]free|"
-    r"1-8\d\d-|follow us|subscribe|newsletter|sponsored|affiliate|unbeatable|top[- ]rated|premium quality|100% (?:natural|genuine|authentic|satisfaction)|instant approval|bad credit|limited spots"
+    r"1-8\d\d-|follow us|subscribe|newsletter|sponsored|affiliate|unbeatable|top[- ]rated|premium quality|100% (?:natural|genuine|authentic|satisfaction)|instant approval|bad credit|limited spots|"
+    r"from home|no (?:skills?|experience) (?:needed|required)|(?:spots?|seats?|places) (?:left|remaining)|start earning|link in (?:my|the) (?:bio|profile)|visit (?:the|my) link|"
+    r"gift card|claim (?:your|a|the)|(?:your|a|free|cash) (?:prize|reward)|you (?:have|are|'ve) (?:been )?(?:selected|chosen|won)|congratulations|offer (?:ends|expires)|no purchase|click the (?:button|link)|"
+    r"(?:respond|reply|enter) (?:now|today)|hiring (?:now|immediately)|no (?:experience|interview|degree)\b|(?:weekly|daily|same[- ]day) pay|(?:positions?|spots?) left|must be (?:18|21))"
 )
 PER = {"zh": 100, "en": 250}  # visible characters that one advertising phrase may have to itself
+CALM = 5  # different phrases that a text in plain sentences may not have
+FULL_STOP = re.compile(r"。|\.(?:\s|$)")
 MAX_ADVERT = 5000  # characters; leaflets are short, and the search is the dearest of all rules
 
 
 def advert_score(page: Page) -> float:
     """Different advertising phrases, per 100 Chinese or 250 English characters, times their number.
 
-    Below three different ones it is 0: a report on fraud says 客服 and 点击链接 too.
+    Below three different ones it is 0, and below five in a text that is told in sentences without raising its
+    voice: a report on fraud says 客服 and 点击链接 too.
     """
     text = page.text[:MAX_ADVERT]
     if page.language == "zh":
         found = CHINESE_ADVERTS.findall(text)
     else:
         found = ENGLISH_ADVERTS.findall(text.lower())
-    different = len(set(found))
-    if different < 3:
+    different = len(set(found)) + ("!!" in text) + ("$$" in text)
+    if different < (3 if _shouts(text) else CALM):
         return 0.0
     return (
         different
         * different
         / max(1.0, min(page.visible, MAX_ADVERT) / PER.get(page.language, 250))
     )
+
+
+def _shouts(text: str) -> bool:
+    """Whether a text has exclamation marks, or hardly a full stop."""
+    stops = len(FULL_STOP.findall(text))
+    return "!" in text or "！" in text or stops * 120 < len(text)
 
 
 def _adverts(page: Page, limits: Thresholds) -> Rejection | None:

@@ -28,6 +28,8 @@ WORDLIKE = np.isin(
     ),
 )
 
+HAN = (Kind.HAN, Kind.HAN_FUNCTION, Kind.HAN_RARE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RepetitionConfig:
@@ -40,6 +42,10 @@ class RepetitionConfig:
     max_gram_share: float = 0.45  # characters in n-grams that came before; API pages reach 0.4
     max_top_share: float = 0.2  # characters in the most frequent n-gram of `top_gram`
     top_gram: int = 8
+    # of the most frequent n-gram of `short_gram`, in Chinese, where a search phrase has four characters;
+    # FineWeb-2's limit for two words is 0.256
+    max_short_share: float = 0.2
+    short_gram: int = 4
     min_characters: int = 80  # shorter texts are not judged
 
 
@@ -58,6 +64,12 @@ def repetition(page: Page, config: RepetitionConfig) -> Rejection | None:
     share = _top_share(codes_N, config.top_gram)
     if share > config.max_top_share:
         return Rejection("one phrase", f"{share:.3f} > {config.max_top_share:g}")
+    if page.language == "zh":
+        # Han alone: the names of code repeat as they must
+        han = np.isin(page.kinds[:MAX_CHARACTERS], HAN)
+        share = _top_share(page.codes[:MAX_CHARACTERS][han], config.short_gram)
+        if share > config.max_short_share:
+            return Rejection("one phrase", f"{share:.3f} > {config.max_short_share:g}")
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.data.clean.rules import Outcome
-from llm_jax.data.documents import Document
+from llm_jax.data.documents import Document, file_of, worst_files
 from llm_jax.data.shard_writer import write_file
 from llm_jax.errors import DataError
 
@@ -37,6 +37,7 @@ class RuleCounts:
         self.rejected_characters: Counter[tuple[str, str]] = Counter()
         self.changed: Counter[str] = Counter()
         self.samples: dict[tuple[str, str], list[Sample]] = {}
+        self.files: Counter[str] = Counter()  # rejected documents by file
 
     def add(self, document: Document, outcome: Outcome) -> None:
         """Counts one document."""
@@ -45,6 +46,7 @@ class RuleCounts:
         if outcome.rejection is not None:
             key = (outcome.rejected_by, outcome.rejection.reason)
             self.rejected[key] += 1
+            self.files[file_of(document.id)] += 1
             self.rejected_characters[key] += len(document.text)
             kept = self.samples.setdefault(key, [])
             if len(kept) < SAMPLES:
@@ -81,6 +83,7 @@ class RuleCounts:
         raise DataError(
             f"source {source!r}: the rules reject {rejected} of {self.documents} documents, {rule}. "
             f"Most often {worst}; the first at {first.id} ({first.detail}); change the rules or raise it"
+            f"{worst_files(self.files)}"
         )
 
     def counts(self) -> dict[str, Any]:

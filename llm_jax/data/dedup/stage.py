@@ -122,18 +122,19 @@ def _sketch_source(
     texts = ([d.text for d in chunk] for chunk in chunks(read_documents(source, rejects)))
     seen = 0
     settings = (config.shingle, config.exact_only)
-    for sketch in ordered_map(sketcher, settings, texts, config.workers):
-        index.add(sketch)
-        seen += len(sketch.text_hashes)
+    for sketched in ordered_map(sketcher, settings, texts, config.workers):
+        index.add(sketched)
+        seen += len(sketched.text_hashes)
         progress(Progress(source.name, seen, "sketched"))
 
 
 def sketcher(shingle: int, exact_only: bool) -> Callable[[list[str]], Sketch]:
     """The function that a worker applies to every chunk of texts."""
-    return partial(_sketch, shingle, exact_only)
+    return partial(sketch, shingle, exact_only)
 
 
-def _sketch(shingle: int, exact_only: bool, texts: list[str]) -> Sketch:
+def sketch(shingle: int, exact_only: bool, texts: list[str]) -> Sketch:
+    """What the index keeps of some texts."""
     hashes = np.frombuffer(b"".join(map(text_digest, texts)), dtype="<u8").reshape(-1, 2)
     signatures = np.zeros((len(texts), PLACES), np.uint32)
     for row, (text, low) in enumerate(zip(texts, hashes[:, 0].tolist(), strict=True)):
@@ -216,5 +217,5 @@ def _write_source(
 def repeats(texts: list[str], folder: Path, threshold: float = 0.7, shingle: int = 5) -> Verdicts:
     """The verdicts on a list of texts; `folder` is empty and holds the index's files afterwards."""
     with closing(Index(folder, choose_rows(threshold), threshold, 1 << 30)) as index:
-        index.add(_sketch(shingle, False, texts))
+        index.add(sketch(shingle, False, texts))
         return index.verdicts()
