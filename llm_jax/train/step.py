@@ -157,9 +157,10 @@ def noise_for(
     return embedding_noise(config.neftune, step, rows_B1[:, 0], batch.segments_BT, model.embed_dim)
 
 
-def laid_out(
-    grad: Callable[[Params, Any], tuple[Params, Sums]], axes: Any
-) -> Callable[[Params, Any], tuple[Params, Sums]]:
+Gradient = Callable[[Params, Any], tuple[Params, Sums]]
+
+
+def laid_out(grad: Gradient[Sums], axes: Any) -> Gradient[Sums]:
     """`grad` with gradients that lie on the mesh as their parameters do.
 
     Left to itself, SPMD keeps the embedding's gradient whole on every device, takes its norm there
@@ -174,7 +175,7 @@ def laid_out(
 
 
 def accumulate(
-    grad: Callable[[Params, Any], tuple[Params, Sums]],
+    grad: Gradient[Sums],
     params: Params,
     batch: Any,
     parts: int,
