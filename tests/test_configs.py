@@ -18,14 +18,25 @@ from llm_jax.run.continuation import fill_in
 from llm_jax.run.instruct import InstructConfig
 from llm_jax.run.pretrain import AS_BASE, PretrainConfig
 from llm_jax.sharding import batch_sharding, mesh_sizes
-from llm_jax.train import make_optimizer, make_schedule, new_state, state_shardings, train_step
+from llm_jax.train import (
+    count_trained,
+    make_optimizer,
+    make_schedule,
+    new_state,
+    plan_stages,
+    state_shardings,
+    train_step,
+)
 
 FOLDER = Path(__file__).parent.parent / "configs"
 OTHERS = ("__init__", "self_instruct")  # pages of other commands are tested beside these
 PAGES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in OTHERS)
 # of the hardware the page names; otherwise one host of 8
 DEVICES = {"demo": 1, "pretrain_7b_tpu": 64, "instruct_demo": 1, "instruct_7b_tpu": 64}
-BASES = {"instruct_7b_tpu": "pretrain_7b_tpu"}  # the page whose model it begins with; else 125m
+BASES = {
+    "instruct_7b_tpu": "pretrain_7b_tpu",
+    "instruct_7b_lora": "pretrain_7b_gpu",
+}  # the page whose model it begins with; else 125m
 
 
 def kind_of(page: Path) -> type[PretrainConfig] | type[InstructConfig]:
@@ -47,7 +58,9 @@ def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
     if config.init_from:  # the model is whichever base it is given
         least = 0 if page.stem in BASES else 38_016
         model = fill_in(config.model, AS_BASE, base, least=least, where="the base")
-        assert model == dataclasses.replace(base, vocab_size=max(least, base.vocab_size))
+        own = {"vocab_size": max(least, base.vocab_size)}
+        own |= {name: getattr(config.model, name) for name in ("param_dtype", "lora")}
+        assert model == dataclasses.replace(base, **own)
         config = dataclasses.replace(config, model=model)
         if page.stem in BASES:
             assert stated
@@ -58,7 +71,13 @@ def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
 
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.train.steps)
-    state = jax.eval_shape(lambda: new_state(config.model, optimizer, jax.random.key(0)))
+    stages = dataclasses.replace(config.stages, new_rows_steps=0)
+    trainable = plan_stages(stages, config.optimizer, config.train.steps, config.model)[
+        -1
+    ].trainable
+    if part := re.search(r"([\d,]+) of them trained", text):
+        assert count_trained(config.model, trainable) == int(part[1].replace(",", ""))
+    state = jax.eval_shape(lambda: new_state(config.model, optimizer, jax.random.key(0), trainable))
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     memory = re.search(r"([\d.]+) GB of parameters and optimizer state", text)
     if memory:
@@ -67,7 +86,7 @@ def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
     sizes = mesh_sizes(config.mesh, DEVICES.get(page.stem, 8))
     shape = tuple(sizes.values())
     mesh = AbstractMesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-    state_shardings(config.model, optimizer, mesh)  # raises when a size does not divide
+    state_shardings(config.model, optimizer, mesh, trainable)  # raises when a size does not divide
     batch_sharding(mesh, config.step.batch_size // config.step.micro_batches)
 
     rows = (config.step.batch_size, config.data.seq_len)
@@ -82,6 +101,7 @@ def test_a_config_builds_abstractly_and_says_what_to_run_and_expect(page):
             optimizer=optimizer,
             schedule=schedule,
             clip_norm=1.0,
+            trainable=trainable,
         ),
         state,
         batch,

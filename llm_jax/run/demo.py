@@ -9,6 +9,10 @@ and with its own text, the short form of carrying a model to Chinese:
     8 go on: new rows alone, then everything, while a guard watches English
     9 measure the same held-out text, and compare
 
+and of tuning it on instructions, with 84 small dialogues about programming in both languages:
+
+    10 dialogues to token shards     11 tune on their answers, and ask it something
+
 It runs the commands a user would type, and prints each before it runs: there is no other path
 through the code than theirs, and its folder can be resumed, measured and looked into like any other.
 """
@@ -28,6 +32,7 @@ from llm_jax import config as config_files
 from llm_jax.checkpoint.run_folder import steps_in
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataConfig, SourceWeight
+from llm_jax.data.sources import SAMPLES
 from llm_jax.errors import ConfigError
 from llm_jax.eval.windows import EvalConfig
 from llm_jax.model import ModelConfig
@@ -35,8 +40,11 @@ from llm_jax.run import cli
 from llm_jax.run import data as data_command
 from llm_jax.run import eval as eval_command
 from llm_jax.run import generate as generate_command
+from llm_jax.run import instruct as instruct_command
 from llm_jax.run import pretrain as pretrain_command
 from llm_jax.run import tokenizer as tokenizer_command
+from llm_jax.run.hooks import say
+from llm_jax.run.instruct import InstructConfig
 from llm_jax.run.parts import BEST_METRIC, SampleConfig
 from llm_jax.run.pretrain import PretrainConfig
 from llm_jax.sharding import MeshConfig
@@ -52,12 +60,15 @@ PROMPTS = ("The function returns", "这是")
 NEW_PIECES, CARRY_STEPS = 500, 80
 CARRIED_SHARES = (SourceWeight(name="en", weight=0.4), SourceWeight(name="zh", weight=0.6))
 HOLDOUT = ("--holdout-fraction", "0.03")
+TUNE_STEPS = 100  # some thirteen times every dialogue
+QUESTIONS = ("What is an array?", "函数没有 return 语句时返回什么？")  # of those it is tuned on
 COMMANDS = {
     "tokenizer": tokenizer_command.main,
     "data": data_command.main,
     "pretrain": pretrain_command.main,
     "eval": eval_command.main,
     "generate": generate_command.main,
+    "instruct": instruct_command.main,
 }
 
 
@@ -108,6 +119,21 @@ def carry_config(base: PretrainConfig, prepared: str, run: str, steps: int) -> P
     )
 
 
+def tune_config(base: PretrainConfig, prepared: str, run: str, steps: int) -> InstructConfig:
+    """What `configs/instruct_demo.py` does, to the model that `base` trains, in `steps` updates."""
+    return InstructConfig(
+        run=run,
+        init_from=base.run,
+        data=DataConfig(prepared=prepared, seq_len=base.data.seq_len, packing="whole"),
+        optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=10, weight_decay=0.0),
+        step=base.step,
+        train=TrainConfig(steps=steps, log_every_steps=20, sample_every_steps=steps),
+        mesh=base.mesh,
+        checkpoint=base.checkpoint,
+        samples=SampleConfig(prompts=QUESTIONS, temperature=0.0),
+    )
+
+
 class Stage(NamedTuple):
     """One command of the demo, as a user would type it."""
 
@@ -117,7 +143,7 @@ class Stage(NamedTuple):
     makes: str = (
         ""  # a folder that appears when the command is done; the demo then need not repeat it
     )
-    trains: PretrainConfig | None = None  # what a `pretrain` is to finish
+    trains: PretrainConfig | InstructConfig | None = None  # the run that is to be finished
 
 
 def settle(root: Path, settings: dict[str, Any]) -> None:
@@ -188,6 +214,18 @@ def carry_stages(
     ]
 
 
+def tune_stages(root: Path, tuned: InstructConfig) -> list[Stage]:
+    """The two commands that tune the carried model in the folder `root` on dialogues."""
+    prepare = ["conversations", "--tokenizer", str(Path(tuned.init_from) / "tokenizer")]
+    prepare += ["--source", f"talk={SAMPLES / 'talks.jsonl'}", "--holdout-fraction", "0.1"]
+    prepare += ["--seq-len", str(tuned.data.seq_len), "--output", tuned.data.prepared]
+    tune = [str(root / "tune.json"), "--init-from", tuned.init_from]
+    return [
+        Stage("10  dialogues to token shards", "data", prepare, tuned.data.prepared),
+        Stage("11  tune on their answers", "instruct", tune, trains=tuned),
+    ]
+
+
 def perform(todo: list[Stage], console: Console, begin: float) -> bool:
     """Prints and runs the commands in order; False if training was stopped, which said so itself."""
     for stage in todo:
@@ -228,7 +266,7 @@ def main(argv: list[str]) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="your own text instead, without the steps that carry the model to Chinese (repeatable)",
+        help="your own text instead, in the first five steps alone (repeatable)",
     )
     parser.add_argument(
         "--run", default="runs/demo", help="folder for everything (default: runs/demo)"
@@ -239,40 +277,56 @@ def main(argv: list[str]) -> None:
     config = demo_config(str(root / "data"), str(root / "run"), () if options.text else SHARES)
     config = config_files.override(config, ["--train.steps", str(options.steps)])
     sources = options.text or [ENGLISH, CHINESE]
+    if options.text:
+        play(root, sources, config)
+        return
     carried = carry_config(config, str(root / "data-zh"), str(root / "run-zh"), CARRY_STEPS)
-    play(root, sources, config, None if options.text else carried)
+    tuned = tune_config(carried, str(root / "data-talk"), str(root / "run-talk"), TUNE_STEPS)
+    play(root, sources, config, carried, tuned)
 
 
 def play(
     root: Path,
     sources: list[str],
     config: PretrainConfig,
-    carried: PretrainConfig | None,
+    carried: PretrainConfig | None = None,
+    tuned: InstructConfig | None = None,
     new_pieces: int = NEW_PIECES,
 ) -> None:
-    """The demo in the folder `root`; without `carried`, its first five commands."""
-    runs = {"pretrain": config, **({"carry": carried} if carried else {})}
+    """The demo in the folder `root`: its first five commands, and those of `carried` and `tuned`."""
+    runs: dict[str, PretrainConfig | InstructConfig] = {"pretrain": config}
+    runs |= {"carry": carried} if carried else {}
+    runs |= {"tune": tuned} if tuned else {}
     settle(root, {"sources": sources} | {n: config_files.to_dict(run) for n, run in runs.items()})
     for name, run in runs.items():
         (root / f"{name}.json").write_text(config_files.dumps(run), encoding="utf-8")
-    todo = stages(root, sources, config)
-    if carried:
-        todo += carry_stages(root, sources, carried, new_pieces)
 
     console, begin = Console(), time.monotonic()
-    if not perform(todo, console, begin):
+    if not perform(stages(root, sources, config), console, begin):
         return
-    last = carried or config
     if carried:
+        if not perform(carry_stages(root, sources, carried, new_pieces), console, begin):
+            return
         console.print(comparison(Path(config.run), Path(carried.run)))
+    if tuned:
+        if not perform(tune_stages(root, tuned), console, begin):
+            return
+        say(console, latest_sample(Path(tuned.run)))
     console.rule(f"[bold]done[/] in {time.monotonic() - begin:.0f} s")
+    last = list(runs.values())[-1].run
     folders = "   ".join(run.run for run in runs.values())
-    for line in (
+    say(
+        console,
         f"run folder  {folders}   (config.json, metrics.jsonl, samples/, checkpoints/, tokenizer/)",
-        f"numbers     {last.run}/eval.json",
-        f"go on with  llm-jax generate {last.run} --prompt '从前'",
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    )
+    say(console, f"numbers     {(carried or config).run}/eval.json")
+    verb = f"chat {last}" if tuned else f"generate {last} --prompt '从前'"
+    say(console, f"go on with  llm-jax {verb}")
+
+
+def latest_sample(run: Path) -> str:
+    """What the model last wrote after each of its prompts."""
+    return sorted((run / "samples").glob("*.txt"))[-1].read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":

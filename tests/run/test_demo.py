@@ -1,4 +1,4 @@
-"""`llm-jax demo` at tiny size: nine real commands from raw text to a model carried to Chinese, and again."""
+"""`llm-jax demo` at tiny size: eleven real commands from raw text to a model that was carried to Chinese and tuned, and again."""
 
 import json
 import re
@@ -12,16 +12,17 @@ from llm_jax import config as config_files
 from llm_jax.errors import ConfigError
 from llm_jax.eval.windows import EvalConfig
 from llm_jax.run import cli, demo
+from llm_jax.run.instruct import InstructConfig
 from llm_jax.run.pretrain import PretrainConfig
 from llm_jax.train import OptimizerConfig, TrainConfig
 from tests.run.conftest import english_documents, write_jsonl
 
 NEW = 200  # pieces put behind the vocabulary
-STEPS, CARRIED = 2, 8
+STEPS, CARRIED, TUNED = 2, 8, 3
 
 
-def tiny(root: Path) -> tuple[PretrainConfig, PretrainConfig]:
-    """The demo's two runs with a small model and few steps."""
+def tiny(root: Path) -> tuple[PretrainConfig, PretrainConfig, InstructConfig]:
+    """The demo's three runs with a small model and few steps."""
     config = demo.demo_config(str(root / "data"), str(root / "run"))
     # the Chinese sample holds some 2,000 characters, each a piece of its own
     sizes = {"vocab_size": 2560, "embed_dim": 16, "num_layers": 1, "head_dim": 4, "mlp_dim": 16}
@@ -34,11 +35,21 @@ def tiny(root: Path) -> tuple[PretrainConfig, PretrainConfig]:
         eval=EvalConfig(max_tokens=500),
     )
     carried = demo.carry_config(config, str(root / "data-zh"), str(root / "run-zh"), CARRIED)
-    return config, replace(
+    carried = replace(
         carried,
         optimizer=replace(carried.optimizer, warmup_steps=1),
         stages=replace(carried.stages, new_rows_warmup_steps=1),
         forgetting=replace(carried.forgetting, max_increase=1.0),
+    )
+    tuned = demo.tune_config(carried, str(root / "data-talk"), str(root / "run-talk"), TUNED)
+    return (
+        config,
+        carried,
+        replace(
+            tuned,
+            optimizer=replace(tuned.optimizer, warmup_steps=1),
+            samples=replace(tuned.samples, prompts=("a?",), max_new_tokens=4),
+        ),
     )
 
 
@@ -54,19 +65,25 @@ def numbers(root: Path, run: str) -> dict:
 
 
 @pytest.mark.slow
-def test_the_demo_carries_its_model_to_chinese_compares_and_does_nothing_twice(
+def test_the_demo_carries_its_model_to_chinese_compares_tunes_it_and_does_nothing_twice(
     sources, tmp_path, capsys
 ):
     root = tmp_path / "demo"
-    demo.play(root, sources, *tiny(root), NEW)
+    demo.play(root, sources, *tiny(root), new_pieces=NEW)
     shown = capsys.readouterr().out
     typed = re.findall(r"^\$ llm-jax (\S+) (\S+)", shown, re.MULTILINE)
     assert [verb for verb, _ in typed] == [
         *("tokenizer", "data", "pretrain", "eval", "generate"),
         *("tokenizer", "data", "pretrain", "eval"),
+        *("data", "instruct"),
     ]
     assert ("tokenizer", "extend") in typed
     assert f"--init-from {root / 'run'}" in shown
+    assert f"--init-from {root / 'run-zh'}" in shown
+    assert (
+        f"a?|{(root / 'run-talk' / 'samples' / '0000003.txt').read_text().partition('|')[2]}"
+        in shown
+    )
 
     before, after = numbers(root, "run"), numbers(root, "run-zh")
     rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line.strip()}
@@ -82,17 +99,17 @@ def test_the_demo_carries_its_model_to_chinese_compares_and_does_nothing_twice(
     # what is there stays; a stop between commands is made up for
     (root / "run-zh" / "eval.json").unlink()
     made = {path: path.stat().st_mtime_ns for path in root.rglob("*.npy")}
-    demo.play(root, sources, *tiny(root), NEW)
+    demo.play(root, sources, *tiny(root), new_pieces=NEW)
     again = capsys.readouterr().out
-    assert again.count("done before") == 4
-    assert again.count("nothing to do") == 2
+    assert again.count("done before") == 5
+    assert again.count("nothing to do") == 3
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.npy")} == made
     assert numbers(root, "run-zh") == after
 
-    config, carried = tiny(root)
+    config, carried, tuned = tiny(root)
     other = replace(carried, train=replace(carried.train, steps=CARRIED + 1))
     with pytest.raises(ConfigError, match="holds a demo with other settings"):
-        demo.play(root, sources, config, other, NEW)
+        demo.play(root, sources, config, other, tuned, new_pieces=NEW)
 
 
 def test_two_evaluations_of_the_same_text_are_put_side_by_side(tmp_path):
