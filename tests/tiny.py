@@ -1,9 +1,12 @@
 """Tiny real objects that tests share: models of a few thousand parameters, and packed batches for them."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from llm_jax.data.batch import Batch
 from llm_jax.model import Local, ModelConfig, abstract_params
@@ -72,3 +75,11 @@ def random_batch(seed: int, rows: int, length: int, vocab_size: int = 64) -> Bat
             at, segment = at + size, segment + 1
     mask = (segments > 0).astype(np.float32)
     return Batch(tokens * (segments > 0), targets * (segments > 0), positions, segments, mask)
+
+
+def some(families: Iterable[str], *quick: str) -> list[Any]:
+    """All of them as parameters of a test; those that are not `quick` are slow."""
+    return [
+        pytest.param(family, marks=() if family in quick else pytest.mark.slow)
+        for family in families
+    ]

@@ -20,7 +20,7 @@ def test_bfloat16_is_as_exact_as_dense_bfloat16():
     check_bfloat16(CASES[8], LONG, "pallas_tpu")
 
 
-@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("group", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_no_copy_races_with_another(group, monkeypatch):
     races = pltpu.InterpretParams(detect_races=True)
     monkeypatch.setattr(pallas_tpu, "INTERPRET", races)

@@ -45,7 +45,11 @@ def tiles_of_16_rows(monkeypatch):
 CAPPED = dataclasses.replace(LLAMA, head_bias=True, logit_multiplier=3.0, logit_soft_cap=1.5)
 
 
-@pytest.mark.parametrize("model", [LLAMA, BLOOM, CAPPED], ids=["own head", "tied", "capped"])
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(LLAMA, marks=pytest.mark.slow), BLOOM, CAPPED],
+    ids=["own head", "tied", "capped"],
+)
 def test_the_loss_and_its_gradients_are_those_of_the_logits(model):
     batch = random_batch(seed=3, rows=2, length=24)
     model = dataclasses.replace(model, num_layers=1, attention="reference")  # compiles fast

@@ -82,6 +82,7 @@ def test_a_step_takes_its_operations_at_the_stated_efficiency():
     assert full.recomputed == pytest.approx((products + attention) / 3 - 2 * END * tokens)
 
 
+@pytest.mark.slow
 def test_the_search_proposes_what_fits_fastest_first_and_keeps_the_batch():
     request = ask(LLAMA_2_7B, batch_size=64, seq_len=4096, remat="none")
     assert estimate(request, V5E).memory.total > V5E.usable

@@ -124,6 +124,7 @@ def test_export_merges_and_the_adapter_alone_goes_out_to_peft_and_comes_back(
     assert not list(tmp_path.glob("none*"))
 
 
+@pytest.mark.slow
 def test_a_base_with_adapters_is_merged_and_frozen_weights_may_be_bfloat16(run, words, tmp_path):
     more = (
         "--model.param-dtype",

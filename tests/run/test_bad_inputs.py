@@ -184,7 +184,7 @@ def test_a_torn_compressed_file_is_refused(refused, tiny_tokenizer):
         ("generate MODEL --prompt-file none.txt", "none.txt: No such file"),
         ("generate MODEL --prompt-file binary", "binary: not UTF-8 at byte 0"),
         ("generate MODEL --temprature 1", "did you mean '--temperature'"),
-        ("eval MODEL", "--data FOLDER or --text"),
+        ("eval MODEL", "--data FOLDER, --text SOURCE and --tasks FILE"),
         ("eval MODEL --text none.txt", "none.txt"),
         ("eval MODEL --data full", "full: holds no prepared data"),
         ("eval full --data PREPARED", "full holds no model"),

@@ -142,7 +142,7 @@ def test_a_run_goes_on_with_more_of_what_it_forgot(rebalanced):
 
 @pytest.mark.parametrize(
     "step",
-    [4, pytest.param(2, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)],
+    [pytest.param(step, marks=pytest.mark.slow) for step in (2, 4, 6)],
 )
 def test_resumed_from_before_at_or_after_the_change_it_ends_bitwise_equal(
     rebalanced, tmp_path, step

@@ -15,6 +15,8 @@ from tests.tiny_text import sentencepiece_bytes
 importing = importlib.import_module("llm_jax.run.import")  # `import` is no name in Python
 
 # without a window it has the maths of Llama, which is what a guess from the config alone would say
+pytestmark = pytest.mark.slow  # three commands for three short looks
+
 MISTRAL = {**hf_folders.LLAMA, "model_type": "mistral", "num_hidden_layers": 1}
 TEMPLATE = "{{ messages[0].content }}"
 

@@ -188,7 +188,7 @@ def test_eval_refuses_data_of_another_tokenizer_in_one_line(folder, tmp_path, ca
         (generate.main, ["MODEL", "--temperature", "-1"], "sampling.temperature=-1.0"),
         (generate.main, ["MODEL", "--prompt-file", "none.txt"], "none.txt"),
         (generate.main, ["MODEL", "--promt", "x"], "--prompt"),
-        (eval.main, ["MODEL"], "--data FOLDER or --text"),
+        (eval.main, ["MODEL"], "--data FOLDER, --text SOURCE and --tasks FILE"),
         (eval.main, ["MODEL", "--text", "missing.txt"], "missing.txt"),
         (eval.main, ["MODEL", "--data", "MODEL"], "no prepared data"),
         (eval.main, ["MODEL", "--data", "x", "--seq-len", "4", "--stride", "8"], "eval.stride=8"),

@@ -29,6 +29,7 @@ def test_a_step_and_the_arrays_saved_after_it_come_again_bit_for_bit(run, capsys
     assert run.files() == before
 
 
+@pytest.mark.slow
 def test_a_logged_loss_that_is_one_bit_off_is_named_with_its_step(run, capsys):
     path = run.folder / "metrics.jsonl"
     text = path.read_text()

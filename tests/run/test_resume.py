@@ -153,6 +153,7 @@ def flip_a_byte_of_the_largest_file(folder: Path) -> None:
     path.write_bytes(contents)
 
 
+@pytest.mark.slow
 def test_stopped_by_sigterm_then_by_ctrl_c_a_run_ends_bitwise_equal(resumed, straight):
     run, process, _ = resumed["as it was"]
     assert process.wait_for_end() == 0, process.errors()

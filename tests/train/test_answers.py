@@ -71,7 +71,9 @@ def relative(one, other) -> float:
     return norm(difference) / norm(other)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", ["rope", *(pytest.param(name, marks=pytest.mark.slow) for name in ("alibi", "window"))]
+)
 def test_packed_conversations_have_the_loss_and_gradients_of_each_alone(talks, name):
     model = dataclasses.replace(MODELS[name], vocab_size=SIZE, max_seq_len=LENGTH)
     params = init_params(model, jax.random.key(1))

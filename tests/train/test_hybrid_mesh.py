@@ -38,7 +38,8 @@ def run_two(name: str) -> dict:
 
 # hsdp: parameters split inside a host, replicas over hosts; slices: parameters split over both networks
 @pytest.mark.multidevice
-@pytest.mark.parametrize("name", ["hsdp", pytest.param("slices", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["hsdp", "slices"])
 def test_training_over_two_hosts_is_the_same_training(name):
     result = run_two(name)
     np.testing.assert_allclose(result["losses"], train(MeshConfig()), rtol=1e-5)

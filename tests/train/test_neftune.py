@@ -80,6 +80,7 @@ def test_without_noise_the_program_draws_nothing(state):
     assert "random_bits" in loud
 
 
+@pytest.mark.slow
 def test_noise_changes_training_and_micro_batches_do_not_change_noise(state):
     batch = random_batch(seed=2, rows=4, length=16)
     (one, a), (two, b), (_, quiet) = (

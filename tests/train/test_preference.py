@@ -187,6 +187,7 @@ def test_with_adapters_the_model_below_is_the_reference_and_a_toy_set_is_learned
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
+@pytest.mark.slow
 def test_a_reference_that_comes_with_the_batch_and_micro_batches_and_packing_change_nothing():
     step, state = stepper()
     # away from the start, where the policy is the reference
