@@ -60,7 +60,7 @@ PROMPTS = ("The function returns", "这是")
 NEW_PIECES, CARRY_STEPS = 500, 80
 CARRIED_SHARES = (SourceWeight(name="en", weight=0.4), SourceWeight(name="zh", weight=0.6))
 HOLDOUT = ("--holdout-fraction", "0.03")
-TUNE_STEPS = 100  # some thirteen times every dialogue
+TUNE_STEPS = 100  # some thirty times every dialogue
 QUESTIONS = ("What is an array?", "函数没有 return 语句时返回什么？")  # of those it is tuned on
 COMMANDS = {
     "tokenizer": tokenizer_command.main,

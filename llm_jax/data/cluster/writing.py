@@ -8,7 +8,6 @@ import json
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from llm_jax.data.cluster.reading import Passing
 from llm_jax.data.cluster.units import ORDER, fetch, is_remote, publish
 from llm_jax.data.prepare import encode_chunk
 from llm_jax.data.shard_writer import Encoded, SplitWriter
-from llm_jax.data.shards import TOKENIZER, Shard
+from llm_jax.data.shards import TOKENIZER
 
 BATCH = 256  # documents encoded at once
 BLOCK_BITS = 12  # documents of a unit that a shard takes together: 4,096 at most
@@ -107,14 +106,14 @@ class WriteShard(beam.DoFn):
             for _, tokens, num_bytes, num_characters in sorted(items):
                 writer.add(Encoded(np.frombuffer(tokens, "<u4"), num_bytes, num_characters, 0.0))
             entry = writer.finish()
-            shard = Shard(**entry.pop("shards")[0])
+            shard = entry.pop("shards")[0]
             named = {
                 f"{kind}_file": f"{output}/{split}-{number:05d}.{kind}.npy"
                 for kind in ("tokens", "documents")
             }
-            publish(folder / shard.tokens_file, f"{self._root}/{named['tokens_file']}")
-            publish(folder / shard.documents_file, f"{self._root}/{named['documents_file']}")
-        made = {**entry, "shard": vars(replace(shard, **named))}
+            publish(folder / shard["tokens_file"], f"{self._root}/{named['tokens_file']}")
+            publish(folder / shard["documents_file"], f"{self._root}/{named['documents_file']}")
+        made = {**entry, "shard": {**shard, **named}}
         yield "shard", {"output": output, "split": split, "number": number, **made}
 
 
