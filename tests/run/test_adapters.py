@@ -83,6 +83,7 @@ def test_a_run_with_adapters_and_noise_resumes_bitwise_and_keeps_its_rank(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_run_evaluates_generates_and_verifies_as_any_other(run, two_sources, capsys):
     assert cli.run(evaluate.main, [str(run.folder), "--data", str(two_sources)]) == 0
     assert cli.run(verify.main, [str(run.folder)]) == 0

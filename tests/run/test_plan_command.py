@@ -50,6 +50,7 @@ def test_what_does_not_fit_is_said_with_what_to_do(run):
     assert "raise --step.micro-batches" in out
 
 
+@pytest.mark.slow
 def test_a_search_prints_what_to_type(run):
     words = ("--topology", "v5e:1x2", "--fast", "--search", "--step.batch-size", "16")
     status, out, _ = run(str(FOLDER / "pretrain_125m.py"), *words)
