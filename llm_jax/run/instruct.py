@@ -5,10 +5,8 @@ is cut in two. The run's tokenizer has the chat template's special tokens and th
 that `llm-jax chat`, `eval --tasks` and `export` need nothing else.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -24,7 +22,7 @@ from llm_jax.model import ModelConfig
 from llm_jax.run import cli, continuation
 from llm_jax.run.data_conversations import is_conversations
 from llm_jax.run.hooks import say
-from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig, plan_of
+from llm_jax.run.parts import BEST_METRIC, Beginning, SampleConfig, assemble, plan_of
 from llm_jax.run.pretrain import (
     AS_BASE,
     bytes_per_token,
@@ -98,44 +96,20 @@ def instruct(
     plan = plan_of(config.data, order, config.train.steps, prepared)
     chat = load_encoder(tokenizer, config.data.prepared)
     turns = [(Turn("user", prompt),) for prompt in config.samples.prompts]
-    parts = Parts(
-        folder=Path(config.run),
+    parts = assemble(
+        config,
+        begun,
         take_over=take_over,
         from_step=from_step,
-        model=config.model,
-        optimizer=config.optimizer,
-        step=config.step,
-        train=config.train,
-        mesh=config.mesh,
-        checkpoint=config.checkpoint,
-        samples=config.samples,
-        resolved=config,
         plan=plan,
         bytes_per_token=bytes_per_token(plan, prepared),
         tokenizer=tokenizer,
         corpora=heldout_corpora(plan, prepared, tokenizer, config.eval),
-        eval=config.eval,
-        base=begun.base,
-        first_new_row=begun.first_new_row,
-        continuation=begun.facts,
-        origin=begun.origin,
         recorded_order=order,
-        resize=config.resize,
-        stages=config.stages,
         prompt_ids=tuple(tuple(chat.prompt(turn)) for turn in turns),
     )
     say(console, described(prepared, tokenizer))
     return train_session(parts, console)
-
-
-class Beginning(NamedTuple):
-    """What a run starts from."""
-
-    model: ModelConfig
-    base: Base | None  # None: from a checkpoint of its own
-    first_new_row: int
-    facts: dict[str, Any]
-    origin: Mapping[str, Any]  # of the base, for an export
 
 
 def beginning(config: InstructConfig, prepared: Prepared, tokenizer: Tokenizer) -> Beginning:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataConfig, DataPlan
@@ -64,6 +64,16 @@ class Base:
     model: ModelConfig
     tokenizer: Tokenizer
     origin: Mapping[str, Any] = field(default_factory=dict)  # see `ORIGIN`
+
+
+class Beginning(NamedTuple):
+    """What a run starts from."""
+
+    model: ModelConfig  # the config's, what it leaves open filled in
+    base: Base | None  # None: from random parameters, or from a checkpoint of its own
+    first_new_row: int
+    facts: Mapping[str, Any]  # of a run that has begun: `continuation.Begun.facts`
+    origin: Mapping[str, Any]  # of the base, see `ORIGIN`
 
 
 def plan_of(
@@ -127,3 +137,32 @@ class Parts:
     def prompts(self) -> Sequence[str | Sequence[int]]:
         """What samples continue."""
         return self.prompt_ids or self.samples.prompts
+
+
+def assemble(config: Any, begun: Beginning, **found: Any) -> Parts:
+    """The parts of a run: what its config says, what it begins with, and what was looked up for it.
+
+    Args:
+      config: a PretrainConfig or an InstructConfig, its model filled in.
+      begun: what the run starts from.
+      **found: every other field of `Parts` that has no default or is not to have it.
+    """
+    return Parts(
+        folder=Path(config.run),
+        model=config.model,
+        optimizer=config.optimizer,
+        step=config.step,
+        train=config.train,
+        mesh=config.mesh,
+        checkpoint=config.checkpoint,
+        samples=config.samples,
+        eval=config.eval,
+        resize=config.resize,
+        stages=config.stages,
+        resolved=config,
+        base=begun.base,
+        first_new_row=begun.first_new_row,
+        continuation=begun.facts,
+        origin=begun.origin,
+        **found,
+    )

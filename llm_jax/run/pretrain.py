@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +18,7 @@ from llm_jax.errors import CheckpointError, ConfigError, DataError
 from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_split
 from llm_jax.model import ModelConfig
 from llm_jax.run import cli, continuation, launch
-from llm_jax.run.parts import BEST_METRIC, Base, Parts, SampleConfig, plan_of
+from llm_jax.run.parts import BEST_METRIC, Beginning, Parts, SampleConfig, assemble, plan_of
 from llm_jax.run.provenance import recorded_order
 from llm_jax.run.rebalance import check_share, recorded_guard
 from llm_jax.run.session import train_session
@@ -115,7 +115,7 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
     prepared = open_prepared(config.data.prepared)
     tokenizer = prepared_tokenizer(prepared)
     begun = beginning(config, tokenizer)
-    config = begun.config
+    config = replace(config, model=begun.model)
     check_vocabulary(config, prepared)
     guard = recorded_guard(Path(config.run), from_step)
     config = replace(config, data=guard.applied(config.data))
@@ -124,29 +124,15 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
     corpora = heldout_corpora(plan, prepared, tokenizer, config.eval)
     check_guard(config, corpora)
     check_share(config.forgetting, plan)
-    return Parts(
-        folder=Path(config.run),
+    return assemble(
+        config,
+        begun,
         take_over=take_over,
         from_step=from_step,
-        model=config.model,
-        optimizer=config.optimizer,
-        step=config.step,
-        train=config.train,
-        mesh=config.mesh,
-        checkpoint=config.checkpoint,
-        samples=config.samples,
-        resolved=config,
         plan=plan,
         bytes_per_token=bytes_per_token(plan, prepared),
         tokenizer=tokenizer,
         corpora=corpora,
-        eval=config.eval,
-        base=begun.base,
-        first_new_row=begun.first_new_row,
-        continuation=begun.facts,
-        origin=begun.origin,
-        resize=config.resize,
-        stages=config.stages,
         forgetting=config.forgetting,
         guard=guard,
         recorded_order=order,
@@ -165,16 +151,6 @@ def prepared_tokenizer(prepared: Prepared) -> Tokenizer:
     return tokenizer
 
 
-class Beginning(NamedTuple):
-    """What a run starts from, and its config with the model filled in."""
-
-    config: PretrainConfig
-    base: Base | None  # None: from random parameters, or from a checkpoint of its own
-    first_new_row: int
-    facts: dict[str, Any]
-    origin: Mapping[str, Any]  # of the base, for an export
-
-
 def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
     """Looks the base model up; for a run that has begun, what its checkpoints say about it.
 
@@ -182,7 +158,7 @@ def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
       ConfigError, CheckpointError, DataError: model, base and data do not fit.
     """
     if not config.init_from:
-        return Beginning(config, None, 0, {}, {})
+        return Beginning(config.model, None, 0, {}, {})
     record = continuation.recorded(Path(config.run))
     if record is None:
         base = continuation.find_base(config.init_from)
@@ -203,7 +179,7 @@ def beginning(config: PretrainConfig, tokenizer: Tokenizer) -> Beginning:
             "parameters; leave --init-from out to go on, or choose another run folder with --run"
         )
     filled = continuation.fill_in(config.model, AS_BASE, model, least, where)
-    return Beginning(replace(config, model=filled), base, first, facts, origin)
+    return Beginning(filled, base, first, facts, origin)
 
 
 def check_guard(config: PretrainConfig, corpora: Mapping[str, Corpus]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from configs.pretrain_7b_gpu import LLAMA_2_7B as LLAMA_2_7B
 from llm_jax.model import ModelConfig
 from llm_jax.plan import Request
 from llm_jax.sharding import MeshConfig
@@ -17,18 +18,6 @@ SMALL = ModelConfig(
     head_dim=64,
     mlp_dim=704,
     max_seq_len=512,
-)
-LLAMA_2_7B = ModelConfig(
-    vocab_size=32_000,
-    embed_dim=4096,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    mlp_dim=11_008,
-    max_seq_len=4096,
-    dtype="bfloat16",
-    remat="full",
 )
 
 

@@ -8,49 +8,15 @@ import sys
 
 import jax
 
-from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError
-from llm_jax.sharding import MeshConfig, batch_sharding, local_rows, make_mesh, place_rows
-from llm_jax.train import (
-    OptimizerConfig,
-    StepConfig,
-    compile_step,
-    init_state,
-    make_optimizer,
-    make_schedule,
-)
-from tests.tiny import LLAMA, random_batch
+from llm_jax.sharding import MeshConfig, make_mesh
+from tests.tiny import LLAMA
+from tests.train.mesh_training import train_on
 
 HYBRID = {
     "hsdp": MeshConfig(fsdp=4, dcn_data=2),
     "slices": MeshConfig(data=2, fsdp=2, dcn_fsdp=2),
 }
-
-
-def train(config: MeshConfig) -> list[float]:
-    mesh = make_mesh(config)
-    optimizer_config = OptimizerConfig(peak_lr=1e-2, warmup_steps=1)
-    optimizer = make_optimizer(optimizer_config)
-    step = compile_step(
-        mesh,
-        model=LLAMA,
-        config=StepConfig(batch_size=8),
-        optimizer=optimizer,
-        schedule=make_schedule(optimizer_config, 10),
-        clip_norm=1.0,
-    )
-    sharding = batch_sharding(mesh, 8, 16)
-    rows = local_rows(sharding, 8)
-    losses = []
-    with jax.set_mesh(mesh):
-        state = init_state(LLAMA, optimizer, mesh, seed=0)
-        for number in range(2):
-            batch = random_batch(seed=number, rows=8, length=16)
-            state, metrics = step(
-                state, Batch(*(place_rows(a[rows], rows, 8, sharding) for a in batch))
-            )
-            losses.append(float(metrics["loss"]))
-    return losses
 
 
 def hosts(config: MeshConfig) -> list:
@@ -76,7 +42,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "losses": train(HYBRID[name]),
+                "losses": train_on(make_mesh(HYBRID[name]), LLAMA, steps=2)[0],
                 "hosts": hosts(HYBRID[name]),
                 "refused": refusal(MeshConfig(fsdp=2, dcn_data=4)),
             }

@@ -11,7 +11,8 @@ import pytest
 
 from llm_jax.errors import ConfigError
 from llm_jax.sharding import MeshConfig, make_mesh, mesh_sizes
-from tests.train.hybrid_worker import train
+from tests.tiny import LLAMA
+from tests.train.mesh_training import train_on
 
 
 def run_two(name: str) -> dict:
@@ -42,7 +43,8 @@ def run_two(name: str) -> dict:
 @pytest.mark.parametrize("name", ["hsdp", "slices"])
 def test_training_over_two_hosts_is_the_same_training(name):
     result = run_two(name)
-    np.testing.assert_allclose(result["losses"], train(MeshConfig()), rtol=1e-5)
+    alone, _, _ = train_on(make_mesh(MeshConfig()), LLAMA, steps=2)
+    np.testing.assert_allclose(result["losses"], alone, rtol=1e-5)
     expected = {
         "hsdp": [[0] * 4, [1] * 4],  # a replica is a host
         "slices": [[0, 0, 1, 1]] * 2,  # every replica is split over both, half and half

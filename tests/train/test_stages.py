@@ -140,8 +140,7 @@ def test_what_is_trained_follows_from_the_model_and_may_be_said(train, model, fi
     assert only.trainable == part
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["rows", "adapters"])
+@pytest.mark.parametrize("case", ["rows", pytest.param("adapters", marks=pytest.mark.slow)])
 def test_on_eight_devices_frozen_rows_stay_bitwise_and_losses_are_those_of_one(case):
     results = run_worker("tests.train.stages_worker", case)
     losses = results["1x1x1x1"]["losses"]
