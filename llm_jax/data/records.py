@@ -114,7 +114,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         found = {key: _plain(item) for key, item in value.items()}
         columns = list(found.values())
-        if columns and all(isinstance(column, list) for column in columns):
+        if all(isinstance(c, list) for c in columns) and len({len(c) for c in columns}) == 1:
             return [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
         return found
     if isinstance(value, bytes):

@@ -67,7 +67,8 @@ def write_tfds(config: TfdsConfig) -> dict[str, Any]:
     inputs = {"data": {"format": "folder", "path": config.folder, "files": [], "made_by": [maker]}}
     target = Path(config.data_dir) / config.name / config.version
     with new_folder(target, config.overwrite) as root:
-        made = _build(config, splits, manifest["digest"], prepared, root / "made")
+        masked = "conversations" in manifest
+        made = _build(config, splits, manifest["digest"], prepared, masked, root / "made")
         for file in made.iterdir():
             file.rename(root / file.name)
         shutil.rmtree(root / "made")
@@ -90,7 +91,11 @@ def _prepared_splits(folder: Path) -> dict[str, tuple[Examples, int]]:
         sizes = zip(split.document_bytes, split.document_characters, strict=True)
         for number, (size, characters) in enumerate(sizes):
             tokens = split.document(number)
-            yield {"tokens": tokens, "bytes": int(size), "characters": int(characters)}
+            example = {"tokens": tokens, "bytes": int(size), "characters": int(characters)}
+            if split.has_mask:
+                start = int(split.document_starts[number])
+                example["mask"] = split.read_mask(start, len(tokens))
+            yield example
 
     found = open_prepared(folder)
     found.verify()
@@ -138,6 +143,7 @@ def _build(
     splits: dict[str, tuple[Examples, int]],
     digest: str,
     prepared: bool,
+    masked: bool,
     data_dir: Path,
 ) -> Path:
     """Lets TFDS write the dataset below `data_dir`; returns its folder there."""
@@ -148,6 +154,8 @@ def _build(
     told: dict[str, Any] = {"text": text, "id": text}
     if prepared:
         told = {"tokens": tokens, "bytes": integer, "characters": integer}
+    if masked:  # of conversations: what is learned; bytes and characters are of that
+        told["mask"] = tfds.features.Tensor(shape=(None,), dtype=np.uint8)
 
     class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """A dataset whose code is not needed to read it."""

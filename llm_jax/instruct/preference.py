@@ -9,12 +9,13 @@ once, and every epoch goes through the packed rows in an order of its own.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from llm_jax.data import text_files
 from llm_jax.data.batch import DTYPES, Batch, PreferenceBatch
 from llm_jax.errors import DataError
 from llm_jax.tokenizer import Tokenizer
@@ -63,21 +64,16 @@ def read_pairs(path: Path, render: Render, seq_len: int) -> tuple[list[Pair], Co
     Raises:
       DataError: the file cannot be read, a line is no such object, or no pair is left.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     pairs: list[Pair] = []
     left_out: Counter[str] = Counter()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         prompt, chosen, rejected = _texts(line, f"{path}:{number}")
-        pair = Pair(render(prompt, chosen), render(prompt, rejected))
-        longest = max(len(side.ids) for side in pair)
         if chosen == rejected:
             left_out["same answers"] += 1
-        elif longest - 1 > seq_len:
+            continue
+        pair = Pair(render(prompt, chosen), render(prompt, rejected))
+        longest = max(len(side.ids) for side in pair)
+        if longest - 1 > seq_len:
             left_out["longer than a row"] += 1
         elif not all(any(side.is_target[1:]) for side in pair):
             left_out["no target"] += 1
@@ -87,6 +83,20 @@ def read_pairs(path: Path, render: Render, seq_len: int) -> tuple[list[Pair], Co
         told = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "it is empty"
         raise DataError(f"{path}: holds no usable pair ({told})")
     return pairs, left_out
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines that hold something, with their numbers; only a line feed ends one."""
+    try:
+        with text_files.open_bytes(str(path)) as stream:
+            for number, line in text_files.lines(stream):
+                if line is None:
+                    limit = text_files.MAX_LINE_BYTES >> 20
+                    raise DataError(f"{path}:{number}: line longer than {limit} MB")
+                if line.strip():
+                    yield number, line.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text: {error}") from None
 
 
 def _texts(line: str, where: str) -> list[str]:

@@ -9,7 +9,6 @@
    beginnings of the whole, no mask can be right, and the template is refused.
 """
 
-import datetime
 import json
 import re
 import time
@@ -134,7 +133,8 @@ class Renderer:
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        # no `strftime_now`: with today's date in it, the same conversation would have other ids tomorrow;
+        # the templates that know it have a date of their own where it is not defined
         environment.globals["_tick"] = self._tick
         try:
             self._compiled = environment.from_string(template.text)

@@ -28,12 +28,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from llm_jax import config as config_files
 from llm_jax.errors import ConfigError, UserError
 from llm_jax.run import cli, launch
-from llm_jax.run.course import optimizer_of
+from llm_jax.run.course import make_stages, optimizer_of
 from llm_jax.run.pretrain import PretrainConfig, parts_of
 from llm_jax.run.provenance import code_digest, record_of, versions
 from llm_jax.sharding import make_mesh
 from llm_jax.tokenizer.base import digest
-from llm_jax.train import abstract_state
 
 ROOM = 1.2  # what `checkpoint.store` wants free, in sizes of a checkpoint
 SLACK = 10.0  # seconds that hosts may be apart from each other
@@ -66,8 +65,8 @@ def config_facts(config: PretrainConfig) -> dict[str, Any]:
     parts = parts_of(config)
     record = record_of(parts, 0)
     mesh = make_mesh(config.mesh)
-    state = abstract_state(parts.model, optimizer_of(parts), mesh)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    states = make_stages(parts, mesh, optimizer_of(parts)).states
+    size = max(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) for state in states)
     folder = parts.folder.absolute()
     while not folder.exists():
         folder = folder.parent

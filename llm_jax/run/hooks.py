@@ -119,6 +119,7 @@ class RunHooks:
 
     def check_replicas(self, state: TrainState, step: int) -> None:
         """Before a save: a corrupted state must not become the newest checkpoint."""
+        self.phases.enter("eval")  # of the whole state: not as quick as a step
         problems = differing_replicas(state)
         if problems and is_first():
             append_event(self.parts.folder, "replicas differ", step=step, problems=problems)

@@ -119,6 +119,15 @@ class Parts:
     guard: Guard = Guard()  # what the forgetting guard has done so far
     prompt_ids: tuple[tuple[int, ...], ...] = ()  # samples.prompts in a chat template; (): as text
 
+    def __post_init__(self) -> None:
+        if self.step.spike_window and (
+            self.plan.config.phases or self.forgetting.action == "rebalance"
+        ):
+            raise ConfigError(
+                f"step.spike_window={self.step.spike_window} would take the first steps of another mixture for "
+                "spikes; set it to 0, or leave out data.phases and forgetting.action='rebalance'"
+            )
+
     @property
     def order(self) -> RowOrder:
         """Which rows of the plan the steps take."""

@@ -43,7 +43,8 @@ VERSIONED = (
     "sentencepiece",
 )
 
-FIXED = ("step.batch_size", "stages.new_rows_steps", "stages.train")  # as the whole of the model is
+# as the whole of the model is
+FIXED = ("step.batch_size", "step.spike_window", "stages.new_rows_steps", "stages.train")
 
 
 def require_run_folder(folder: Path) -> None:
@@ -104,7 +105,11 @@ def record_of(parts: Parts, step: int) -> dict[str, Any]:
         "rows": parts.order.to_record(),
         **parts.origin,
         **({"continuation": dict(parts.continuation)} if parts.continuation else {}),
-        **({"guard": parts.guard.to_record()} if parts.forgetting.sources else {}),
+        **(
+            {"guard": parts.guard.to_record()}
+            if parts.forgetting.sources or parts.guard.phases
+            else {}
+        ),
     }
 
 

@@ -86,7 +86,8 @@ def decide(
         bits < guard.beyond.get(name, 0) for name, bits in beyond.items()
     )
     decided = any(phase.from_step == step for phase in guard.phases)
-    guard = replace(guard, beyond=dict(beyond))
+    # whoever went on after it had ended the run changed the bound or the mixture
+    guard = replace(guard, beyond=dict(beyond), ended=False)
     if not beyond or better or decided:
         return guard
     now = sum(shares[name] for name in config.sources)

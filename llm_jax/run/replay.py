@@ -61,10 +61,16 @@ def replay(parts: Parts, step: int) -> list[str]:
         stages = make_stages(parts, mesh, optimizer_of(parts))
         state, record = checkpoint_before(parts, step, stages)
         order = parts.order  # of the newest record, which knows of batches that were left out later
-        if order.size(step - 1) != parts.step.batch_size:
+        sizes = {order.size(before) for before in range(record["step"], step)}
+        if sizes != {parts.step.batch_size}:
+            told = " and ".join(map(str, sorted(sizes)))
             raise ConfigError(
-                f"--step={step} had a batch of {order.size(step - 1)} rows; replay it with "
-                f"--step.batch-size {order.size(step - 1)}"
+                f"--step={step}: the steps from checkpoint {record['step']} up to it had {told} rows; "
+                + (
+                    f"replay them with --step.batch-size {told}"
+                    if len(sizes) == 1
+                    else "replay the last one before the batch size changed, or one behind a later checkpoint"
+                )
             )
         same_mesh = record["mesh"] == dict(mesh.shape)
         begin = record["step"]

@@ -102,7 +102,9 @@ def train_session(parts: Parts, console: Console) -> TrainState:
             state = train_on(hooks, state, stages, mesh, again, before)
     if is_first():
         done = int(state.step)
-        kind = "end" if done >= steps else "stop"
+        kind = (
+            "end" if done >= steps or hooks.complaints else "stop"
+        )  # a "stop" may be gone on from
         append_event(parts.folder, kind, step=done, steps=steps, seconds=phases.totals())
         if start >= steps:
             say(console, f"already at step {start} of {steps}: nothing to do")

@@ -175,7 +175,7 @@ def ended(run: Path | None) -> bool:
     for line in reversed(lines):
         with contextlib.suppress(ValueError):
             event = json.loads(line).get("event")
-            if event in ("end", "stop", "forgetting"):
+            if event in ("end", "stop"):
                 return event != "stop"
     return True
 

@@ -180,7 +180,7 @@ def run(
             pending = None
             reporter.throughput.pause()
         if bad:
-            give_up(bad, state, step, config, hooks)
+            give_up(bad, state, step, config, hooks, reporter)
         if due.eval:
             enter("eval")
             evaluated = (step, hooks.evaluate(state.params, step))
@@ -251,11 +251,17 @@ def finish_step(
 
 
 def give_up(
-    bad: dict[str, Any], state: TrainState, step: int, config: TrainConfig, hooks: Hooks
+    bad: dict[str, Any],
+    state: TrainState,
+    step: int,
+    config: TrainConfig,
+    hooks: Hooks,
+    reporter: Reporter,
 ) -> NoReturn:
     """Says which steps were skipped, and saves the parameters, which they left alone, unless the run
     goes back to before them.
     """
+    reporter.phases.enter("save")  # or restoring another checkpoint: not as quick as a step
     count, last = int(bad["skipped_in_row"]), bad["step"]
     first = last - count + 1
     told = (

@@ -132,9 +132,11 @@ def preference_step(
     """
     needs_reference = preference.loss == "dpo"
     from_below = needs_reference and batch.reference_BT is None
-    if from_below and not model.lora.rank:
+    # with anything else trained, what lies below the adapters would move with every step
+    if from_below and not (model.lora.rank and trainable == Trainable("adapters")):
         raise ConfigError(
-            "preference.loss='dpo' needs a reference: train adapters (--model.lora.rank 8), whose base is one, or "
+            "preference.loss='dpo' needs a reference: train adapters (--model.lora.rank 8) and nothing else, whose "
+            "base is one, or "
             "give its log-probabilities with the batch; loss='simpo' needs none"
         )
     count = jnp.maximum(count_pairs(batch.rows), 1.0)

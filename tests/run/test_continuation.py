@@ -102,7 +102,7 @@ def test_the_guard_stops_with_a_checkpoint_exit_status_0_and_does_not_go_on_unde
     assert "the same command goes on" not in process.output()
     assert run.newest() == 4
     events = {event["event"]: event for event in run.events()}
-    assert events["forgetting"]["step"] == events["stop"]["step"] == 4
+    assert events["forgetting"]["step"] == events["end"]["step"] == 4
     before = run.files()
     assert cli.run(pretrain.main, run.words("--forgetting.max-increase", "0")) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

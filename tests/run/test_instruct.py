@@ -5,6 +5,7 @@ import io
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import llm_jax
 from llm_jax import tokenizer as tokenizers
 from llm_jax.checkpoint import save_model
 from llm_jax.config import to_dict
+from llm_jax.data.shards import open_prepared
 from llm_jax.run import chat, cli, data, eval, export, generate, instruct
 from tests.instruct import chat_cases
 from tests.instruct.test_prepare_conversations import write_talks
@@ -292,3 +294,19 @@ def test_the_config_survives_json(tuned):
     saved = config_files.load(tuned.folder / "config.json", InstructConfig)
     assert saved.model.vocab_size == OLD
     assert dataclasses.replace(saved, run="x").run == "x"
+
+
+def test_as_a_tfds_dataset_conversations_keep_what_is_learned(talks, tmp_path):
+    words = ["tfds", str(talks), "--name", "talks", "--data-dir", str(tmp_path)]
+    assert cli.run(data.main, words) == 0
+    import tensorflow_datasets as tfds
+
+    (folder,) = (tmp_path / "talks").iterdir()
+    builder: Any = tfds.builder_from_directory(folder)
+    source = builder.as_data_source(split="talk_train")
+    split = open_prepared(talks).sources["talk"]["train"]
+    example = source[1]
+    start, end = split.document_starts[1:3].tolist()
+    np.testing.assert_array_equal(example["mask"], split.read_mask(start, end - start))
+    assert len(example["tokens"]) == end - start
+    assert 0 < np.count_nonzero(example["mask"]) < end - start

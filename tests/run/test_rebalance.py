@@ -41,6 +41,14 @@ def test_what_gets_better_is_waited_for_and_what_does_not_gets_more_up_to_the_bo
     assert what_next(more, end) == ""
 
 
+def test_gone_on_after_its_end_under_another_bound_the_guard_judges_anew():
+    ended = Guard(beyond={"en": 2.96}, ended=True)
+    better = decide(ended, CONFIG, {"en": 0.5, "zh": 0.5}, {"en": 2.9}, 50)
+    assert "better" in what_next(ended, better)
+    grown = decide(ended, CONFIG, SHARES, {"en": 3.0}, 50)
+    assert what_next(ended, grown).startswith("the shares from here on are")
+
+
 def test_another_source_beyond_the_bound_is_not_better():
     config = ForgettingConfig(sources=("en", "fr"), action="rebalance")
     shares = {"en": 0.1, "fr": 0.1, "zh": 0.8}

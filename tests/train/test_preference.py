@@ -248,3 +248,10 @@ def test_settings_that_cannot_be_are_refused(make, message):
     with pytest.raises(ConfigError) as caught:
         make()
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("trainable", [Trainable(), Trainable("adapters", 32)])
+def test_a_reference_below_the_adapters_must_not_move(trainable):
+    step, state = stepper(trainable=trainable)
+    with pytest.raises(ConfigError, match=r"train adapters .* and nothing else"):
+        step(state, PreferenceBatch(toy_pairs()))
