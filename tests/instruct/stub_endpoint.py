@@ -134,16 +134,15 @@ class _Handler(BaseHTTPRequestHandler):
             stub.bodies.append(body)
             stub.headers.append(dict(self.headers))
             stub.paths.add(self.path)
+        time.sleep(stub.delay)
+        with stub.lock:  # before the answer: whoever has read it may ask again at once
+            stub.at_once -= 1
         try:
             self._reply(stub, body, key, stub.fault(key, attempt))
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client was killed
-        finally:
-            with stub.lock:
-                stub.at_once -= 1
 
     def _reply(self, stub: Stub, body: dict[str, Any], key: str, fault: str) -> None:
-        time.sleep(stub.delay)
         if fault.isdecimal():
             told = {"error": {"message": f"fault\n{self.headers.get('Authorization', '')}"}}
             self._send(int(fault), json.dumps(told).encode(), {"Retry-After": stub.retry_after})
