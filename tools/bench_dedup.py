@@ -163,7 +163,7 @@ def peak(count: int, queue: Any) -> None:
             signatures = rng.integers(0, 1 << 32, (size, PLACES), dtype=np.uint32)
             signatures[: size // 10] = signatures[size // 10 : 2 * (size // 10)]
             hashes = rng.integers(0, 1 << 63, (size, 2), dtype=np.uint64)
-            index.add(Sketch(hashes, signatures))
+            index.add(Sketch.of(hashes, signatures, choose_rows(THRESHOLD)))
         verdicts = index.verdicts()
         near = int(np.count_nonzero(verdicts.kind))
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
