@@ -39,6 +39,7 @@ class Judgement(NamedTuple):
     suffix: str = ""  # of the output source's name
     detail: str = ""
     fields: tuple[tuple[str, Any], ...] = ()  # further fields of the written line
+    remark: str = ""  # counted beside the label, kept or dropped
 
 
 Judge = Callable[[str], Judgement]
@@ -147,27 +148,35 @@ def _write_source(
 
 
 class Seen:
-    """Counts of one source by label, and the first samples of what was dropped."""
+    """Counts of one source by label and remark, and the first samples of what was dropped or remarked on."""
 
     def __init__(self) -> None:
         self.kept: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self.remarks: Counter[str] = Counter()
         self.samples: list[dict[str, str]] = []
 
     def add(self, document: Document, judgement: Judgement) -> None:
         """Counts one document."""
+        if judgement.remark:
+            self.remarks[judgement.remark] += 1
+            self._sample(document, judgement.remark, self.remarks, judgement.detail)
         if judgement.keep:
             self.kept[judgement.label] += 1
             return
         self.dropped[judgement.label] += 1
-        if self.dropped[judgement.label] <= SAMPLES:
-            sample = {"id": document.id, "reason": judgement.label, "detail": judgement.detail}
+        self._sample(document, judgement.label, self.dropped, judgement.detail)
+
+    def _sample(self, document: Document, reason: str, counts: Counter[str], detail: str) -> None:
+        if counts[reason] <= SAMPLES:
+            sample = {"id": document.id, "reason": reason, "detail": detail}
             self.samples.append({**sample, "text": document.text[:200]})
 
     def merge(self, later: "Seen") -> None:
         """Adds what was seen of the documents that follow, as if all had been seen here."""
         self.kept.update(later.kept)
         self.dropped.update(later.dropped)
+        self.remarks.update(later.remarks)
         held = Counter(sample["reason"] for sample in self.samples)
         for sample in later.samples:
             held[sample["reason"]] += 1
@@ -176,7 +185,10 @@ class Seen:
 
     def report(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"kept": dict(self.kept), "dropped": dict(self.dropped), "samples": self.samples}
+        counts = {"kept": self.kept, "dropped": self.dropped, "remarks": self.remarks}
+        # remarks only where there are some: most judges make none
+        told = {name: dict(count) for name, count in counts.items() if count or name != "remarks"}
+        return {**told, "samples": self.samples}
 
 
 def block_judge(make_judge: Callable[..., Judge], settings: tuple) -> Callable[[Block], Sifted]:

@@ -1,6 +1,7 @@
 """`data language`, `data dedup` and `data decontaminate` from the command line."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
@@ -59,6 +60,10 @@ def test_each_command_writes_sources_for_the_next(capsys, tmp_path, raw, words, 
         (["dedup", "--treshold", "0.1"], "did you mean '--threshold'"),
         (["language", "--keep", "fr"], "no document of any source is kept"),
         (["language", "--reference", "zh=nowhere.txt"], "'nowhere.txt' does not exist"),
+        pytest.param(
+            *(["language", "--second-opinion"], "lingua; pip install 'llm-jax[lid]'"),
+            marks=pytest.mark.skipif(find_spec("lingua") is not None, reason="lingua is there"),
+        ),
         (["decontaminate"], "--against"),
         (["decontaminate", "--against", "t=nowhere.txt"], "'nowhere.txt' does not exist"),
     ],
