@@ -24,6 +24,7 @@ from llm_jax.data.document_files import (
 
 LINES, SIZES = "lines", "sizes"  # files
 COLUMNS = 3  # of sizes, uint64: bytes of a line, bytes and characters of its text
+PARTS, LEAST_PART_BYTES = 16, 8 << 20  # of a source; more where they would be above PART_BYTES
 CODEC = pyarrow.Codec("zstd", compression_level=1)
 
 
@@ -109,28 +110,37 @@ class Held:
         root: Path,
         compression: Compression,
         stays: np.ndarray,
-        part_bytes: int = PART_BYTES,
+        part_bytes: int | None = None,
     ) -> tuple[list[PartTask], dict[str, int]]:
         """How to write what stays of a source below `root`, and what the manifest counts; after `close`.
 
-        `stays` tells it of every document, bool. A part ends after the block that fills it.
+        Args:
+          source: its name.
+          root: folder of the stage's output.
+          compression: of the parts.
+          stays: which documents of all sources do, bool.
+          part_bytes: a part ends after the block that fills it; None: so that workers have enough to
+            do, whatever their number.
         """
-        tasks: list[PartTask] = []
-        counts = np.zeros(1 + COLUMNS, np.int64)
-        room = 0
+        chosen, counts = [], np.zeros(1 + COLUMNS, np.int64)
         for place in self._places.get(source, []):
             here = stays[place.first : place.first + place.documents]
-            if not here.any():
-                continue
-            sums = _sizes(self._folder, place)[here].sum(axis=0).astype(np.int64)
-            counts += [int(here.sum()), *sums]
+            if here.any():
+                sums = _sizes(self._folder, place)[here].sum(axis=0).astype(np.int64)
+                counts += [int(here.sum()), *sums]
+                chosen.append((place, here, int(sums[0])))
+        documents, written, size, characters = counts.tolist()
+        if part_bytes is None:
+            part_bytes = min(PART_BYTES, max(LEAST_PART_BYTES, written // PARTS))
+        tasks: list[PartTask] = []
+        room = 0
+        for place, here, length in chosen:
             if room <= 0:
                 name = part_name(source, len(tasks), compression)
                 tasks.append(PartTask(self._folder, root, name, compression, []))
                 room = part_bytes
             tasks[-1].blocks.append((place, here))
-            room -= int(sums[0])
-        documents, _, size, characters = counts.tolist()
+            room -= length
         return tasks, {"documents": documents, "bytes": size, "characters": characters}
 
 
