@@ -4,12 +4,12 @@
 
 With one worker the parent works beside it, on a core of its own; with two, on two cores, all three share them.
 So two workers are at most 2 x workers' CPU / all CPU times one there. What the parent does (cutting the input into
-blocks, compressing what is written, counting) also limits how many workers it can feed: all CPU / its own.
+blocks, compressing what is written, counting) also limits how many workers it can feed: their CPU / its own.
 
 Measured on 26 November 2026, 50 MB, CPU seconds at a load of 17, which makes wall seconds worthless: clean, parent 0.40
 and two workers 10.3 (at most 1.93 times one on two cores; the parent can feed 26); dedup 0.26 and 2.95 (1.84; 11), of
-which each worker spends 0.3 on its imports. Before parsing moved to the workers: clean 0.83 and 9.2, dedup 1.2 and 2.3 (1.31;
-2), and on two quiet cores 1.76 and 1.17 times one.
+which each worker spends 0.3 on its imports. Before parsing moved to the workers: clean, parent 0.83; dedup 1.2 and 2.3 (1.31;
+2); and on two quiet cores two workers were 1.76 and 1.17 times one.
 """
 
 import argparse

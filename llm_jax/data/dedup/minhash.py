@@ -15,7 +15,9 @@ PLACE_BITS = 7
 ROUNDS = 6  # before a place gets a hash of its own; 128 ln 128 = 621 shingles fill all in one
 EDGES = np.arange(PLACES, dtype=np.uint32) << np.uint32(32 - PLACE_BITS)
 VALUE_MASK = np.uint32((1 << (32 - PLACE_BITS)) - 1)
-SORTED = 12  # of each place; all places have one then in 999 of 1,000 texts
+SORTED = (
+    12  # of each place; of shingles that all differ, every place has one then 999 times in 1,000
+)
 SEEDS = np.arange(ROUNDS + PLACES, dtype=np.uint64) * STEP  # of the rounds, then of the places
 HIGH = np.uint64(32)
 MAX_SHINGLES = 1 << 20  # at once: 50 MB
