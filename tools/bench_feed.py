@@ -28,6 +28,7 @@ from llm_jax.data import shards
 from llm_jax.data.loader import batches
 from llm_jax.data.mixture import DataConfig, DataPlan
 from llm_jax.data.phases import Phase
+from llm_jax.data.row_order import RowOrder
 from llm_jax.data.weights import SourceWeight
 from llm_jax.run.demo import demo_config
 from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
@@ -110,7 +111,7 @@ def rows_per_second(
     weights = (SourceWeight(name="en", weight=0.7), SourceWeight(name="zh", weight=0.3))
     ramp = Phase(from_step=1, sources=weights[::-1], ramp_steps=100_000)
     config = DataConfig(prepared=prepared, sources=weights, seq_len=seq_len, phases=(ramp,))
-    plan = DataPlan(config, rows_before=lambda step: step * batch_size)
+    plan = DataPlan(config, order=RowOrder(sizes=((0, batch_size),)))
     with batches(plan, batch_size, np.arange(batch_size), workers=workers) as feed:
         for _ in range(4 * max(1, workers) * 3):  # what was read ahead while workers started
             next(feed)

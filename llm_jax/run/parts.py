@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.checkpoint.store import CheckpointConfig
-from llm_jax.data.mixture import DataConfig, DataPlan
+from llm_jax.data.mixture import DataPlan
 from llm_jax.data.row_order import RowOrder
-from llm_jax.data.shards import Prepared
 from llm_jax.errors import ConfigError
 from llm_jax.eval.windows import Corpus, EvalConfig
 from llm_jax.generate import SamplingConfig
@@ -74,15 +73,6 @@ class Beginning(NamedTuple):
     first_new_row: int
     facts: Mapping[str, Any]  # of a run that has begun: `continuation.Begun.facts`
     origin: Mapping[str, Any]  # of the base, see `ORIGIN`
-
-
-def plan_of(
-    data: DataConfig, order: RowOrder, steps: int, prepared: Prepared | None = None
-) -> DataPlan:
-    """The rows of a run whose phases begin at the rows that its steps really come to."""
-    # what is shared out over the run is counted as it was at its start: left out batches do not change it
-    budget = (data.budget_steps or steps) * order.sizes[0][1]
-    return DataPlan(data, prepared, rows_before=order.rows_before, budget_rows=budget)
 
 
 @dataclass(frozen=True, kw_only=True)

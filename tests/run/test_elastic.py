@@ -19,7 +19,6 @@ from llm_jax.data.phases import Phase
 from llm_jax.data.row_order import RowOrder
 from llm_jax.data.weights import SourceWeight
 from llm_jax.errors import CheckpointError, ConfigError
-from llm_jax.run.parts import plan_of
 from llm_jax.run.pretrain import PretrainConfig, pretrain
 from llm_jax.train import StepConfig
 from tests.run.tiny_pretrain import STEPS
@@ -108,7 +107,7 @@ def test_the_tokens_of_a_run_that_moves_hash_to_those_of_one_that_stays_through_
 ):
     data = dataclasses.replace(tiny().data, prepared=str(two_sources), phases=(PHASE,))
     order = RowOrder(sizes=((0, 8),))
-    plan = plan_of(data, order, STEPS)
+    plan = DataPlan(data, order=order, steps=STEPS)
     stayed, moved = hashlib.sha256(), hashlib.sha256()
     for array in plan.rows(np.arange(40 * 8)):
         stayed.update(array.tobytes())
