@@ -104,7 +104,7 @@ def train_on(
     """
     while True:
         parts, start = hooks.parts, int(state.step)
-        step = staged_step(stages.plan, stages.steps, start, again)
+        step = staged_step(stages.plan, stages.steps, start, again, parts.turns)
         compiles = [stage.first + 1 for stage in stages.plan]
         bad: BadStepsError | None = None
         with (

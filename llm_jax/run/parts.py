@@ -109,19 +109,16 @@ class Parts:
     guard: Guard = Guard()  # what the forgetting guard has done so far
     prompt_ids: tuple[tuple[int, ...], ...] = ()  # samples.prompts in a chat template; (): as text
 
-    def __post_init__(self) -> None:
-        if self.step.spike_window and (
-            self.plan.config.phases or self.forgetting.action == "rebalance"
-        ):
-            raise ConfigError(
-                f"step.spike_window={self.step.spike_window} would take the first steps of another mixture for "
-                "spikes; set it to 0, or leave out data.phases and forgetting.action='rebalance'"
-            )
-
     @property
     def order(self) -> RowOrder:
         """Which rows of the plan the steps take."""
         return self.recorded_order or RowOrder(sizes=((0, self.step.batch_size),))
+
+    @property
+    def turns(self) -> frozenset[int]:
+        """Steps (counted from 0) whose rows are of another kind than those before: mixture or batch size change."""
+        sizes = {first for first, _ in self.order.sizes[1:]}
+        return frozenset({phase.from_step for phase in self.plan.config.phases} | sizes)
 
     def rows_before(self, step: int) -> int:
         """Rows of the plan that the first `step` updates use."""

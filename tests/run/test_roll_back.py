@@ -94,6 +94,27 @@ def test_without_a_checkpoint_before_them_the_run_stops_and_says_so(two_sources,
         train(dataclasses.replace(wanted, checkpoint=rare))
 
 
+@pytest.mark.slow
+def test_the_first_steps_of_another_mixture_are_no_spikes_and_a_resumed_run_judges_alike(
+    two_sources, tmp_path
+):
+    turn = 22  # not a step that is saved
+    wanted = config(tmp_path / "run", two_sources, max_rollbacks=2)
+    to_en = Phase(from_step=turn, sources=(SourceWeight(name="en"),))
+    data = dataclasses.replace(wanted.data, phases=(to_en,))
+    # judged by the steps of both languages, step 23 is a spike as often as it is done again
+    straight = train(dataclasses.replace(wanted, data=data))
+    assert not backs(straight)
+    for number, step in enumerate((turn - 2, turn + 2)):  # as a kill leaves it
+        run = straight.copy(tmp_path / str(number))
+        for name in run.saved():
+            if int(name) > step:
+                shutil.rmtree(run.folder / "checkpoints" / name)
+        train(dataclasses.replace(wanted, data=data, run=str(run.folder)))
+        assert run.arrays(STEPS) == straight.arrays(STEPS), "the history of spikes is among them"
+        assert run.metrics() == straight.metrics()
+
+
 def test_a_phase_begins_at_its_step_whatever_was_left_out_before_it(two_sources):
     to_zh = Phase(from_step=6, sources=(SourceWeight(name="zh"),))
     data = dataclasses.replace(tiny().data, prepared=str(two_sources), phases=(to_zh,))
