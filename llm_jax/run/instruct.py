@@ -12,8 +12,8 @@ from rich.console import Console
 
 from llm_jax.api import model_config
 from llm_jax.checkpoint.store import CheckpointConfig
-from llm_jax.data.mixture import DataConfig
-from llm_jax.data.shards import Prepared, open_prepared
+from llm_jax.data.mixture import DataConfig, DataPlan
+from llm_jax.data.shards import Prepared
 from llm_jax.errors import ConfigError, DataError
 from llm_jax.eval.windows import EvalConfig
 from llm_jax.instruct.conversations import Turn
@@ -22,7 +22,8 @@ from llm_jax.model import ModelConfig
 from llm_jax.run import cli, continuation
 from llm_jax.run.data_conversations import is_conversations
 from llm_jax.run.hooks import say
-from llm_jax.run.parts import BEST_METRIC, Beginning, SampleConfig, assemble, plan_of
+from llm_jax.run.parts import BEST_METRIC, Beginning, Parts, SampleConfig, assemble
+from llm_jax.run.phases import leaving_out
 from llm_jax.run.pretrain import (
     AS_BASE,
     bytes_per_token,
@@ -80,7 +81,17 @@ def instruct(
     config: InstructConfig, console: Console, *, take_over: bool = False, from_step: int = -1
 ) -> TrainState:
     """Runs a tuning session; see `train_session`."""
-    prepared = open_prepared(config.data.prepared)
+    with leaving_out(Path(config.run), config.data):
+        return train_session(parts_of(config, console, take_over, from_step), console)
+
+
+def parts_of(config: InstructConfig, console: Console, take_over: bool, from_step: int) -> Parts:
+    """What the session of a config consists of: its data, tokenizer and model looked up and checked.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: they are not there, or do not fit.
+    """
+    prepared = config.data.open()
     if not is_conversations(prepared):
         raise DataError(
             f"{config.data.prepared}: holds text, not conversations; make it with `llm-jax data conversations`"
@@ -93,7 +104,7 @@ def instruct(
             f"data.seq_len={config.data.seq_len} must not exceed model.max_seq_len={config.model.max_seq_len}"
         )
     order = recorded_order(Path(config.run), from_step, config.step.batch_size)
-    plan = plan_of(config.data, order, config.train.steps, prepared)
+    plan = DataPlan(config.data, prepared, order=order, steps=config.train.steps)
     chat = load_encoder(tokenizer, config.data.prepared)
     turns = [(Turn("user", prompt),) for prompt in config.samples.prompts]
     parts = assemble(
@@ -109,7 +120,7 @@ def instruct(
         prompt_ids=tuple(tuple(chat.prompt(turn)) for turn in turns),
     )
     say(console, described(prepared, tokenizer))
-    return train_session(parts, console)
+    return parts
 
 
 def beginning(config: InstructConfig, prepared: Prepared, tokenizer: Tokenizer) -> Beginning:
