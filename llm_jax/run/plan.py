@@ -214,6 +214,7 @@ def as_json(
             "total": found.total,
             "fits": not found.too_large and found.total <= topology.usable,
             "collectives": [one._asdict() for one in found.collectives],
+            "products": found.products._asdict() if found.products else None,
         }
     if candidates:
         answer["search"] = [overrides(one.request) for one in candidates]
