@@ -5,6 +5,7 @@ already, the same program by the same compiler, is not again. Read by show_plan.
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import sys
@@ -12,14 +13,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from llm_jax import config as config_files
 from llm_jax.errors import ConfigError
 from llm_jax.plan import Request, Topology, compile_apart, estimate, parse_topology
-from llm_jax.run.cli import leave_out_absent_tpu
 from llm_jax.run.plan import as_json, request_of, write_json
 from llm_jax.run.pretrain import PretrainConfig
 
 ROOT = Path(__file__).parent.parent
+LIBTPU = "0.0.52"  # what the figures of others that are compared with were compiled by
 Answer = dict[str, Any]
 
 
@@ -30,6 +33,7 @@ class Row(NamedTuple):
     topology: str
     overrides: tuple[str, ...] = ()
     bar: float = 0.0  # GB of temporaries that another framework's step of the same shape needs
+    libtpu: str = LIBTPU  # of TPU rows: the version that compiles it
 
 
 def ask(row: Row) -> tuple[Request, Topology]:
@@ -48,6 +52,14 @@ def run(row: Row, before: Answer) -> Answer:
     return {**answer, "compiled": before["compiled"]} if found.program == known else answer
 
 
+def missing(row: Row) -> str:
+    """What must be installed to compile the row; nothing is."""
+    if row.topology.startswith("h"):
+        return "" if importlib.util.find_spec("jax_cuda13_plugin") else "jax[cuda13]"
+    found = importlib.util.find_spec("libtpu") and importlib.metadata.version("libtpu")
+    return "" if found == row.libtpu else f"libtpu=={row.libtpu}"
+
+
 def fill(
     doc: str, rows: Mapping[str, Row], results: Path, line: Callable[[str, Answer], str]
 ) -> tuple[dict[str, Answer], bool]:
@@ -58,14 +70,12 @@ def fill(
     unknown = sorted(set(asked) - set(rows))
     if unknown:
         parser.error(f"{unknown[0]!r} is no row; there are {', '.join(rows)}")
-    leave_out_absent_tpu()
+    jax.config.update("jax_platforms", "cpu")  # libtpu, asked to start without a TPU, prints a page
     answers = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     failed = False
     for name in asked or rows:
-        if rows[name].topology.startswith("h") and not importlib.util.find_spec(
-            "jax_cuda13_plugin"
-        ):
-            print(f"{name}: left as it is, jax[cuda13] is not installed", flush=True)
+        if missing(rows[name]):
+            print(f"{name}: left as it is; pip install {missing(rows[name])!r} first", flush=True)
             continue
         try:
             answers[name] = run(rows[name], answers.get(name, {}))
@@ -86,9 +96,3 @@ def gigabytes(size: float) -> str:
 def markdown(head: tuple[str, ...], rows: list[str]) -> list[str]:
     """The lines of a table."""
     return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]
-
-
-def compilers(answers: Mapping[str, Answer]) -> str:
-    """Which ones made the rows."""
-    found = sorted({answer["compiled"]["compiler"] for answer in answers.values()})
-    return f"Compilers: {'; '.join(found)}."

@@ -4,13 +4,13 @@
     python tools/show_scaling.py 64 256    these only
 
 The real step is compiled for chips that are not here, and what one device computes and receives is read
-off the program. Needs libtpu and a jaxlib that can show its programs (0.11 or newer for v5p).
+off the program. Needs libtpu 0.0.52 and a jaxlib that can show its programs (0.11 or newer for v5p).
 """
 
 import sys
 from typing import Any
 
-from compiled_rows import ROOT, Answer, Row, ask, compilers, fill, gigabytes, markdown
+from compiled_rows import ROOT, Answer, Row, ask, fill, gigabytes, markdown
 
 from llm_jax.plan import Collective, estimate
 from llm_jax.plan.products import Products
@@ -37,7 +37,7 @@ ROWS = {
 }
 HEAD = (
     "chips", "topology", "memory GB", "TFLOP in products", "in kernels", "all-gather", "reduce-scatter",
-    "all-reduce", "permute", "received GB", "estimated", "s a step", "of it waiting", "MFU",
+    "all-reduce", "permute", "received GB", "estimated", "s a step", "of it waiting", "MFU", "compiled by",
 )  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
 STYLE = (
@@ -76,6 +76,7 @@ def line(name: str, answer: Answer) -> str:
         f"{time.seconds:.3f}",
         f"{max(time.traffic - time.products, 0) + time.exposed:.3f}",
         f"{time.mfu:.1%}",
+        found["compiler"],
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -101,9 +102,7 @@ received bytes over the links beside them; assumptions, see `llm_jax/plan/roofli
 ![GB received by a device in a step](scaling.svg)
 """
     rows = [line(name, answers[name]) for name in names]
-    return "\n".join(
-        [before, *markdown(HEAD, rows), "", compilers({n: answers[n] for n in names}), ""]
-    )
+    return "\n".join([before, *markdown(HEAD, rows), ""])
 
 
 def plot(answers: dict[str, Answer]) -> str:

@@ -3,12 +3,15 @@
     python -m llm_jax.plan.compiled < request.json
 
 is a process of its own: the number of virtual CPU devices is fixed before jax starts, libtpu takes its
-settings from the environment, and a compiler that dies must not take the command with it.
+settings from the environment, and a compiler that dies must not take the command with it. With
+LLM_JAX_PROGRAMS=FOLDER the program's text is kept there, as its digest.hlo.gz.
 """
 
 import dataclasses
+import gzip
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
@@ -122,9 +125,11 @@ def _lower(request: Request, topology: Topology) -> tuple[Any, str, dict[str, in
 
 
 def _compiler(topology: Topology) -> str:
-    installed = {found.name.lower(): found.version for found in importlib.metadata.distributions()}
+    """Names and versions, as they are found first on the path."""
     names = ("jax", *COMPILERS[topology.chip.platform])
-    return ", ".join(f"{name} {installed[name]}" for name in names if name in installed)
+    top = {"jax-cuda13-plugin": "jax_cuda13_plugin", "jax-cuda12-plugin": "jax_cuda12_plugin"}
+    found = [name for name in names if importlib.util.find_spec(top.get(name, name))]
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
 
 
 def _read(compiled: Any, told: Compiled, sizes: dict[str, int]) -> Compiled:
@@ -134,6 +139,9 @@ def _read(compiled: Any, told: Compiled, sizes: dict[str, int]) -> Compiled:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:  # jaxlib 0.10 cannot read programs for v5p and v6e
         text = ""
+    kept = os.environ.get("LLM_JAX_PROGRAMS")
+    if kept and text:
+        Path(kept, f"{told.program}.hlo.gz").write_bytes(gzip.compress(text.encode()))
     countable = bool(text) and told.platform != "gpu"
     return dataclasses.replace(
         told,
