@@ -17,7 +17,7 @@ import jax
 
 from llm_jax import config as config_files
 from llm_jax.errors import ConfigError
-from llm_jax.plan import Request, Topology, compile_apart, estimate, parse_topology
+from llm_jax.plan import Compiled, Request, Topology, compile_apart, estimate, parse_topology
 from llm_jax.run.plan import as_json, request_of, write_json
 from llm_jax.run.pretrain import PretrainConfig
 
@@ -46,10 +46,11 @@ def ask(row: Row) -> tuple[Request, Topology]:
 def run(row: Row, before: Answer) -> Answer:
     """Estimates, and compiles what is not the program of `before`."""
     request, topology = ask(row)
-    known = before.get("compiled", {}).get("program", "")
-    found = compile_apart(request, topology, known)
-    answer = as_json(estimate(request, topology), topology, found, [])
-    return {**answer, "compiled": before["compiled"]} if found.program == known else answer
+    compiled = before.get("compiled", {})
+    found = compile_apart(request, topology, compiled.get("program", ""))
+    if found.program == compiled.get("program"):
+        found = Compiled.from_json(compiled)
+    return as_json(estimate(request, topology), topology, found, [])
 
 
 def missing(row: Row) -> str:
@@ -71,21 +72,25 @@ def fill(
     if unknown:
         parser.error(f"{unknown[0]!r} is no row; there are {', '.join(rows)}")
     jax.config.update("jax_platforms", "cpu")  # libtpu, asked to start without a TPU, prints a page
-    answers = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     failed = False
     for name in asked or rows:
         if missing(rows[name]):
             print(f"{name}: left as it is; pip install {missing(rows[name])!r} first", flush=True)
             continue
         try:
-            answers[name] = run(rows[name], answers.get(name, {}))
+            answer = run(rows[name], known(results).get(name, {}))
         except ConfigError as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             failed = True
             continue
-        print(line(name, answers[name]), flush=True)
-        write_json(results, answers)
-    return answers, failed
+        print(line(name, answer), flush=True)
+        write_json(results, {**known(results), name: answer})  # another run may have added some
+    return known(results), failed
+
+
+def known(results: Path) -> dict[str, Answer]:
+    """What is kept."""
+    return json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
 
 
 def gigabytes(size: float) -> str:

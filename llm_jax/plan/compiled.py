@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -61,15 +62,35 @@ class Compiled:
 
     @property
     def total(self) -> int:
-        """Bytes a device must have.
+        """Bytes a device must have; of a program that was refused what the compiler says it needs, or 0.
 
         libtpu tells the most it uses at once, arguments included, and that is what it compares with
         the chip. Its temporaries are more: in libtpu 0.0.52 by a hundredth, in 0.0.42 by two fifths
         (7B on v5e:4x4: 6.5 GB, of which 4.6 are alive at once). On a CPU `peak` knows nothing of
         temporaries.
         """
+        if self.too_large:
+            needed = re.search(r"\(([\d.]+)([MG])\) exceeds", self.too_large)
+            return int(float(needed[1]) * 2 ** {"M": 20, "G": 30}[needed[2]]) if needed else 0
         sum_of_all = self.arguments + self.outputs - self.aliased + self.temporaries
         return min(self.peak, sum_of_all) if self.platform == "tpu" else sum_of_all
+
+    def as_json(self) -> dict[str, Any]:
+        """Its fields."""
+        return {
+            **dataclasses.asdict(self),
+            "collectives": [one._asdict() for one in self.collectives],
+            "products": self.products._asdict() if self.products else None,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Compiled":
+        """What `as_json` gave; other keys are left out."""
+        given = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        given["collectives"] = tuple(Collective(**one) for one in given["collectives"])
+        given["kernels"] = tuple(given["kernels"])
+        given["products"] = Products(**given["products"]) if given["products"] else None
+        return cls(**given)
 
 
 def compile_request(request: Request, topology: Topology, known: str = "") -> Compiled:
@@ -190,11 +211,7 @@ def compile_apart(request: Request, topology: Topology, known: str = "") -> Comp
     answer: dict[str, Any] = json.loads(lines[-1])
     if "refused" in answer:
         raise ConfigError(answer["refused"])
-    answer["collectives"] = tuple(Collective(*found) for found in answer["collectives"])
-    answer["kernels"] = tuple(answer["kernels"])
-    if answer["products"]:
-        answer["products"] = Products(*answer["products"])
-    return Compiled(**answer)
+    return Compiled.from_json(answer)
 
 
 def main() -> None:
@@ -203,7 +220,7 @@ def main() -> None:
     request = config_files.from_dict(Request, asked["request"])
     try:
         topology = parse_topology(asked["topology"])
-        answer = dataclasses.asdict(compile_request(request, topology, asked["known"]))
+        answer = compile_request(request, topology, asked["known"]).as_json()
     except UserError as error:
         answer = {"refused": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")

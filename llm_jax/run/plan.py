@@ -153,14 +153,16 @@ def checkpoint_line(request: Request, run: Path, keep: int) -> str:
 def compiled_lines(found: Compiled, counted: Estimate, topology: Topology) -> str:
     """What the compiler says, and how far the estimate was off."""
     lines = []
+    off = (
+        f"the estimate is {counted.memory.total / found.total - 1:+.1%} off" if found.total else ""
+    )
     if found.too_large:
-        return f"compiled   DOES NOT FIT, says the compiler: {found.too_large}"
-    off = counted.memory.total / found.total - 1
+        return f"compiled   DOES NOT FIT, says the compiler: {found.too_large} {off}".rstrip()
     lines += [
         f"compiled   in {found.seconds:.0f} s here; attention {found.attention}; GiB a device: arguments "
         f"{found.arguments / GIB:.2f}, outputs {found.outputs / GIB:.2f} of which in their place "
         f"{found.aliased / GIB:.2f}, temporaries {found.temporaries / GIB:.2f}",
-        f"           {verdict(found.total, topology)}; the estimate is {off:+.1%} off",
+        f"           {verdict(found.total, topology)}; {off}",
     ]
     if not found.readable:
         return "\n".join([*lines, "           this jaxlib cannot show the program: no collectives"])
@@ -225,11 +227,9 @@ def as_json(
     }
     if found:
         answer["compiled"] = {
-            **dataclasses.asdict(found),
+            **found.as_json(),
             "total": found.total,
             "fits": not found.too_large and found.total <= topology.usable,
-            "collectives": [one._asdict() for one in found.collectives],
-            "products": found.products._asdict() if found.products else None,
         }
     if candidates:
         answer["search"] = [overrides(one.request) for one in candidates]

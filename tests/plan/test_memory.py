@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.errors import ConfigError
 from llm_jax.model import count_params
-from llm_jax.plan import compile_apart, parse_topology
+from llm_jax.plan import compile_apart, estimate, parse_topology
 from llm_jax.plan.chips import CHIPS
 from llm_jax.plan.memory import estimate_memory, kept_for_backward, matrices_of, share_of_one
 from llm_jax.sharding import MeshConfig
@@ -126,3 +126,6 @@ def test_the_estimate_is_within_a_tenth_of_the_step_compiled_for_eight_devices(a
     np.testing.assert_allclose(memory.total, found.total, rtol=0.1)
     assert found.attention == "xla_chunked"
     assert {one.axes for one in found.collectives} >= {"fsdp"}
+    time = estimate(asked, topology).time
+    computed = 8 * found.products.matrices
+    np.testing.assert_allclose(computed, time.flops + time.recomputed, rtol=0.1)

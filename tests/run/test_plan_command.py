@@ -1,6 +1,5 @@
 """`llm-jax plan`: what it prints and writes, and what it says of mistakes."""
 
-import dataclasses
 import importlib.util
 import json
 
@@ -82,9 +81,23 @@ def test_what_the_compiler_says_is_set_beside_the_estimate():
     assert "the estimate is +1." in shown
     assert "over fsdp: 11.90 GB received; estimated 38.15 (258 all-gather)" in shown
     assert "203.6 TFLOP in products, 19.8 in kernels: 1.47 s a step, MFU 60" in shown
-    refused = dataclasses.replace(found, too_large="Ran out of memory")
+
+
+@pytest.mark.parametrize(
+    ("words", "needed", "off"),
+    [
+        ("E1000: the total memory required for HLO temporaries (17.34G) exceeds available HBM (15.75G).",
+         17.34 * 2**30, " the estimate is -47.4% off"),
+        ("Ran out of memory", 0, ""),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_in_the_compilers_words_with_what_it_needs(words, needed, off):
+    topology = parse_topology("v5e:4x4")
+    counted = estimate(ask(LLAMA_2_7B, batch_size=16, seq_len=4096), topology)
+    refused = Compiled(platform="tpu", too_large=words)
+    assert refused.total == int(needed)
     shown = plan.compiled_lines(refused, counted, topology)
-    assert shown == "compiled   DOES NOT FIT, says the compiler: Ran out of memory"
+    assert shown == f"compiled   DOES NOT FIT, says the compiler: {words}{off}"
 
 
 @pytest.mark.parametrize(
