@@ -67,7 +67,7 @@ def line(name: str, answer: Answer) -> str:
         gigabytes(counted["memory"]["total"]),
         f"{counted['memory']['total'] / found['total'] - 1:+.1%}" if found["total"] else "–",
         " / ".join(words),
-        f"{found['attention']}, {len(found['kernels'])} kernels",
+        f"{found['attention']}, {len(found['kernels'])} kernels" if found["kernels"] else "–",
         gigabytes(moved),
         gigabytes(sum(one["bytes"] for one in counted["traffic"])),
         f"{sum(done.values()) / 1e12:.0f}" if done else "–",
