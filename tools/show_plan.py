@@ -39,7 +39,8 @@ Command: `python tools/show_plan.py`. Memory in GB of one device, of a step comp
 our kernels in it. *Temporaries* are jax's `temp_size_in_bytes`; *at once* is the most that the compiler has alive at
 once, arguments included (on a GPU: arguments and temporaries), which is what must fit. *Received* GB and *TFLOP* are of
 one device and one step, read off the compiled program; a dash: this jaxlib cannot show it. Step time and MFU are
-estimates from a roofline. *Fits* is the compiler's word, and the estimate's where they differ. Compiling was done
+estimates from a roofline. From 64 chips on libtpu writes many gathers and scatters as sums over all chips, which
+bring a device twice the bytes. *Fits* is the compiler's word, and the estimate's where they differ. Compiling was done
 beside other work, so its seconds on the clock (in brackets) say little; CPU seconds are of all cores.
 """
 AFTER = """
@@ -67,13 +68,13 @@ def line(name: str, answer: Answer) -> str:
         gigabytes(counted["memory"]["total"]),
         f"{counted['memory']['total'] / found['total'] - 1:+.1%}" if found["total"] else "–",
         " / ".join(words),
-        f"{found['attention']}, {len(found['kernels'])} kernels" if found["kernels"] else "–",
+        f"{found['attention']}, kernels: {len(found['kernels'])}" if found["kernels"] else "–",
         gigabytes(moved),
         gigabytes(sum(one["bytes"] for one in counted["traffic"])),
         f"{sum(done.values()) / 1e12:.0f}" if done else "–",
         f"{counted['time']['seconds']:.2f}",
         f"{counted['time']['mfu']:.0%}",
-        f"{found['cpu_seconds']:.0f} ({found['seconds']:.0f})",
+        f"{found['cpu_seconds']:.0f} ({found['seconds']:.0f})" if found["cpu_seconds"] else "–",
         found["compiler"],
     )
     return f"| {' | '.join(cells)} |"

@@ -36,7 +36,7 @@ ROWS = {
     for devices, topology in SLICES.items()
 }
 HEAD = (
-    "chips", "topology", "memory GB", "TFLOP in products", "in kernels", "all-gather", "reduce-scatter",
+    "chips", "topology", "memory GB", "estimated", "TFLOP in products", "in kernels", "all-gather", "reduce-scatter",
     "all-reduce", "permute", "received GB", "estimated", "s a step", "of it waiting", "MFU", "compiled by",
 )  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute")
@@ -64,6 +64,7 @@ def line(name: str, answer: Answer) -> str:
         name,
         row.topology,
         gigabytes(found["total"]),
+        gigabytes(answer["estimate"]["memory"]["total"]),
         f"{found['products']['matrices'] / 1e12:.1f}",
         f"{found['products']['kernels'] / 1e12:.1f}",
     ]
@@ -97,7 +98,9 @@ Command: `python tools/show_scaling.py`. The training step of `configs/{CONFIG}.
 {request.seq_len} tokens on every chip, parameters and optimizer state split over all of them (`mesh.fsdp`), compiled for TPU v5p slices
 that are not here. All of one device and one step, read off the compiled program: its memory at once, its operations, and its
 collectives as *count: GB received*. The step time is a roofline of those (products at 80 % of the peak, attention 60 %,
-received bytes over the links beside them; assumptions, see `llm_jax/plan/roofline.py`), not a measurement.
+received bytes over the links beside them; assumptions, see `llm_jax/plan/roofline.py`), not a measurement. On few chips
+libtpu turns gathers into permutations beside the products they feed; on many it writes gathers and scatters as sums over
+the whole torus (all-reduce), which bring a device twice the bytes that are estimated.
 
 ![GB received by a device in a step](scaling.svg)
 """
