@@ -32,7 +32,8 @@ def test_every_estimate_is_within_a_tenth_and_every_verdict_right(tool):
         assert counted["fits"] == found["fits"], name
         if found["total"]:
             assert counted["memory"]["total"] == pytest.approx(found["total"], rel=0.1), name
-        if found["platform"] == "tpu" and found["readable"]:
+        if found["platform"] == "tpu" and not found["too_large"]:
+            assert found["readable"], f"{name}: compile with a jaxlib that can show the program"
             kernels = {"llm_jax_attention_forward", "llm_jax_attention_backward"}
             assert set(found["kernels"]) == kernels, name
 
