@@ -32,7 +32,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     rows, steps = asked.pop("rows"), asked.pop("steps")
     torch.set_float32_matmul_precision("high")
-    config = transformers.LlamaConfig(**asked, attn_implementation="sdpa")
+    config = transformers.LlamaConfig(**asked)  # attends with SDPA
     with torch.device("cuda"):
         model = transformers.LlamaForCausalLM(config)
     model.train()
