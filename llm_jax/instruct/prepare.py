@@ -4,6 +4,8 @@ As `data.prepare`, with what conversations need besides: the tokenizer gets the 
 tokens and carries the template; every token has a mask; and none is longer than a row of training,
 because packing never cuts a conversation. One that is longer ends behind the last answer that fits
 (shortened), or inside its first answer (truncated); one whose first answer lies beyond is dropped.
+What is held out is decided by the first user turn alone: all conversations that begin with one question
+are on one side.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ import numpy as np
 from llm_jax import tokenizer as tokenizers
 from llm_jax.config import nearest
 from llm_jax.data import shards
+from llm_jax.data.dedup.shingles import fold
 from llm_jax.data.documents import Rejects
 from llm_jax.data.lineage import input_records
 from llm_jax.data.ordered_pool import ordered_map
@@ -137,8 +140,8 @@ class _Stage:
         told = ordered_map(make_encoder, self._settings, self._chunks(), common.workers)
         dtype = token_dtype(self._settings[0])
         writers = SourceWriters(
-            root, self._source.name, dtype, common.holdout_fraction, common.shard_max_tokens
-        )
+            root, self._source.name, dtype, common.holdout_fraction, common.shard_max_tokens, together=True
+        )  # fmt: skip
         kept = (self._account(chunk) for chunk in told)
         splits = writers.write(kept, lambda now: progress(now._replace(rejected=rejects.total)))
         rejects.check(self._source.name, common.max_reject_fraction)
@@ -146,6 +149,11 @@ class _Stage:
             raise DataError(
                 f"source {self._source.name!r}: no answer of {rejects.records} conversations begins within "
                 f"seq_len={self._config.seq_len} tokens; raise it"
+            )
+        if not splits[shards.TRAIN]["documents"]:
+            raise DataError(
+                f"source {self._source.name!r}: every conversation is held out, as conversations that begin with the "
+                "same question go together; hold nothing out (--holdout-fraction 0)"
             )
         return {
             "input_digest": self._digest.hexdigest(),
@@ -194,6 +202,14 @@ def key_of(turns: tuple[Turn, ...]) -> bytes:
     return text_key(json.dumps(turns, ensure_ascii=False))
 
 
+def opening_key(turns: tuple[Turn, ...]) -> bytes:
+    """A 16-byte hash of the first user turn as dedup compares texts: its letters and digits, whatever their case
+    and width; of a turn without any, its text.
+    """
+    text = next(turn for turn in turns if turn.role == "user").text
+    return text_key(fold(text).tobytes().decode("utf-32-le") or text)
+
+
 def make_encoder(
     tokenizer: Tokenizer, template: ChatTemplate, loss: Loss, header: bool, seq_len: int
 ) -> Callable[[list[Conversation]], list[Told]]:
@@ -217,7 +233,7 @@ def _encode_chunk(
             continue
         tokens = fitted.tokens.astype(np.uint32)
         sizes = (fitted.num_bytes, fitted.num_characters)
-        position = position_of(key_of(conversation.turns))
+        position = position_of(opening_key(conversation.turns))
         chunk.append(Told(Encoded(tokens, *sizes, position, fitted.mask), length))
     return chunk
 
