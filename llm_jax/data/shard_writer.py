@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from llm_jax.data.shards import HELDOUT, MANIFEST, TRAIN, Shard, sha256_of
+from llm_jax.data.shards import HELDOUT, MANIFEST, TRAIN, Shard, is_target, sha256_of
 from llm_jax.errors import DataError
 
 # a full disk, a full quota, a file-size limit
@@ -33,7 +33,7 @@ class Encoded(NamedTuple):
     num_characters: int
     # in [0, 1), from a hash of the text or of its opening: below the held-out share means held out
     position: float
-    mask: np.ndarray | None = None  # uint8 per token: 0, ANSWER or MARK; None: no split has masks
+    mask: np.ndarray | None = None  # uint8 per token, see `shards`; None: no split has masks
 
 
 @contextmanager
@@ -162,7 +162,7 @@ class SplitWriter:
         if document.mask is not None:
             self._mask += document.mask.astype(np.uint8).tobytes()
             # the first token of a document is nobody's target
-            self._targets = (self._targets or 0) + int(np.count_nonzero(document.mask[1:]))
+            self._targets = (self._targets or 0) + int(is_target(document.mask[1:]).sum())
         self.counts["documents"] += 1
         self.counts["tokens"] += size
         self.counts["bytes"] += document.num_bytes

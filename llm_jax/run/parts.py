@@ -10,6 +10,7 @@ from llm_jax.data.mixture import DataConfig, DataPlan
 from llm_jax.data.row_order import RowOrder
 from llm_jax.data.shards import Prepared
 from llm_jax.errors import ConfigError
+from llm_jax.eval.pairs import PairRows
 from llm_jax.eval.windows import Corpus, EvalConfig
 from llm_jax.generate import SamplingConfig
 from llm_jax.model import ModelConfig
@@ -18,6 +19,7 @@ from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import (
     ForgettingConfig,
+    Objective,
     OptimizerConfig,
     ResizeConfig,
     StageConfig,
@@ -64,6 +66,7 @@ class Base:
     model: ModelConfig
     tokenizer: Tokenizer
     origin: Mapping[str, Any] = field(default_factory=dict)  # see `ORIGIN`
+    arrays: str = ""  # digest of the fingerprints of its arrays
 
 
 class Beginning(NamedTuple):
@@ -118,6 +121,11 @@ class Parts:
     forgetting: ForgettingConfig = ForgettingConfig()
     guard: Guard = Guard()  # what the forgetting guard has done so far
     prompt_ids: tuple[tuple[int, ...], ...] = ()  # samples.prompts in a chat template; (): as text
+    objective: Objective | None = (
+        None  # of learning from pairs of answers; None: of predicting text
+    )
+    reference: Base | None = None  # whose parameters `objective` compares with
+    pairs: Mapping[str, PairRows] = field(default_factory=dict)  # held-out ones by source
 
     def __post_init__(self) -> None:
         if self.step.spike_window and (
