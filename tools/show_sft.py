@@ -4,7 +4,7 @@ Run: .venv/bin/python tools/show_sft.py [CORPUS] [--output tools/results/sft.md]
      (CORPUS: default ../shared/corpus; some 20 minutes on two cores)
 Expect: a table; the last line says "all bars met", exit status 0.
 
-A model of 1.4 million parameters learns Python's documentation in both languages. It is then tuned on
+A model of 1.6 million parameters learns Python's documentation in both languages. It is then tuned on
 instructions: translation pairs both ways, and the seed tasks of Self-Instruct (English) and BELLE
 (Chinese). Conversations are held out; the text of their answers is scored in bits per character.
 Before means the base in the template `plain`, without special tokens that it has never seen: the figure
