@@ -163,7 +163,7 @@ def tune(made: dict[str, Path], root: Path, steps: int) -> None:
     prefer = {
         "run": root / "preferred", "init-from": root / "tuned", "data.prepared": root / "preferences",
         "train.steps": PREFER_STEPS, "train.eval-every-steps": PREFER_STEPS, "data.seq-len": SEQ_LEN,
-        "step.batch-size": ROWS, "method": "dpo", "optimizer.peak-lr": 2e-4,
+        "step.batch-size": ROWS, "method": "dpo", "optimizer.peak-lr": 2e-4, "eval.max-tokens": 0,
     }  # fmt: skip
     command("instruct", "configs/instruct_demo.py", *flags(prefer))
 
