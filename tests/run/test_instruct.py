@@ -230,15 +230,11 @@ def test_adapters_are_tuned_with_noise_saved_resumed_bitwise_and_exported(
     untuned, talks, compiled, tmp_path
 ):
     def tune(run: Run) -> None:
-        words = [
-            *run.words("--init-from", str(untuned)),
-            *ADAPTERS,
-            "--train.eval-every-steps",
-            "0",
-        ]
-        assert cli.run(instruct.main, words) == 0
+        process = run.start(*ADAPTERS, "--train.eval-every-steps", "0")
+        assert process.wait_for_end() == 0, process.errors()
 
-    run = Run(tmp_path / "run", talks, compiled, (CONFIG,), "instruct")
+    page = (CONFIG, "--init-from", str(untuned))
+    run = Run(tmp_path / "run", talks, compiled, page, "instruct")
     tune(run)
     was, saved = read_meta(untuned)["arrays"], run.arrays(4)
     frozen = {name for name in was if "layers" in name}

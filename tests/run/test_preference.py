@@ -72,11 +72,17 @@ def words(untuned, pairs):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, words, pairs, compiled) -> Run:
+def page(untuned) -> tuple[str, ...]:
+    return CONFIG, "--init-from", str(untuned)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, page, pairs, compiled) -> Run:
     """Everything is trained, compared with the parameters of the base."""
-    folder = tmp_path_factory.mktemp("dpo") / "run"
-    assert cli.run(instruct.main, words(folder)) == 0
-    return Run(folder, pairs, compiled)
+    run = Run(tmp_path_factory.mktemp("dpo") / "run", pairs, compiled, page, "instruct")
+    process = run.start()
+    assert process.wait_for_end() == 0, process.errors()
+    return run
 
 
 def learned(run: Run) -> None:
@@ -103,17 +109,16 @@ def test_resumed_it_compares_with_the_same_base_and_ends_bitwise_equal(
     again = run.copy(tmp_path)
     for step in (6, 8):
         shutil.rmtree(again.folder / "checkpoints" / str(step))
-    assert cli.run(instruct.main, words(again.folder)) == 0
+    process = again.start()
+    assert process.wait_for_end() == 0, process.errors()
     assert again.arrays() == run.arrays()
     assert again.metrics() == run.metrics()
-    capsys.readouterr()
     assert cli.run(instruct.main, words(again.folder, "--method", "simpo")) == 2
     assert "method was 'dpo' at step 8 and is 'simpo' now" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_ends_bitwise_equal(run, words, pairs, compiled, tmp_path):
-    page = tuple(words(tmp_path)[:1] + words(tmp_path)[5:])
+def test_killed_and_resumed_it_ends_bitwise_equal(run, page, pairs, compiled, tmp_path):
     killed = Run(tmp_path / "run", pairs, compiled, page, "instruct")
     process = killed.start()
     wait_for_step(process, 5)
@@ -140,8 +145,7 @@ def test_adapters_are_compared_with_what_lies_below_them(words, pairs, untuned, 
 
 
 @pytest.mark.slow
-def test_on_a_mesh_and_in_micro_batches_it_learns_the_same(run, words, pairs, compiled, tmp_path):
-    page = tuple(words(tmp_path)[:1] + words(tmp_path)[5:])
+def test_on_a_mesh_and_in_micro_batches_it_learns_the_same(run, page, pairs, compiled, tmp_path):
     spread = Run(tmp_path / "run", pairs, compiled, page, "instruct")
     mesh = ("--mesh.data", "1", "--mesh.fsdp", "2", "--mesh.tensor", "2")
     process = spread.start(*mesh, "--step.micro-batches", "2", devices=4)
