@@ -9,8 +9,8 @@ language (jieba for Chinese) and default limits, each on all documents of a samp
 none of theirs does: repair, normalise, strip markup, replace personal data. datatrove is not needed by
 anything else: `pip install datatrove spacy jieba`.
 
-Measured on one of two busy CPU cores (CPU seconds), datatrove 0.10.1, ../shared/corpus: ours 5.3 to 6.3
-MB/s over all files in four runs (3.9 to 6.8 by file; short English pages are the slowest). In one run
+Measured on one of two busy CPU cores (CPU seconds), datatrove 0.10.1, ../shared/corpus: ours 5.9 to 6.1
+MB/s over all files in two runs (5.5 before Chinese advertising was looked for by first characters). In one run, then,
 with all four of theirs, which make 0.13 to 0.32 MB/s together: 20 to 45 times as fast by file, and 1.9
 times or more their fastest single filter on English; C4's on Chinese rejects at the first line.
 """

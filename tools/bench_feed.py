@@ -27,7 +27,9 @@ import numpy as np
 from llm_jax.data import shards
 from llm_jax.data.loader import batches
 from llm_jax.data.mixture import DataConfig, DataPlan
+from llm_jax.data.page_checks import checks_of
 from llm_jax.data.phases import Phase
+from llm_jax.data.row_order import RowOrder
 from llm_jax.data.weights import SourceWeight
 from llm_jax.run.demo import demo_config
 from llm_jax.sharding import batch_sharding, local_rows, make_mesh, place_rows
@@ -84,13 +86,20 @@ def _write_shard(
     stored.flush()
     del stored
     np.save(folder / document_file, np.stack([ends, ends * 4, ends * 4], axis=1))
+    checks: dict[str, Any] = {}
+    if not sparse:  # a hole of gigabytes is not read here
+        checks_file = f"{stem}.checks.npy"
+        np.save(folder / checks_file, checks_of(folder / token_file))
+        size = (folder / checks_file).stat().st_size
+        checks = {"checks_file": checks_file, "checks_size": size, "checks_sha256": "not computed"}
     return {
+        **checks,
         "tokens_file": token_file,
         "tokens_size": (folder / token_file).stat().st_size,
         "tokens_sha256": "not computed",
         "documents_file": document_file,
         "documents_size": (folder / document_file).stat().st_size,
-        "documents_sha256": "not computed",
+        "documents_sha256": shards.sha256_of(folder / document_file),
         "num_tokens": int(ends[-1]),
         "num_documents": len(ends),
     }
@@ -110,7 +119,7 @@ def rows_per_second(
     weights = (SourceWeight(name="en", weight=0.7), SourceWeight(name="zh", weight=0.3))
     ramp = Phase(from_step=1, sources=weights[::-1], ramp_steps=100_000)
     config = DataConfig(prepared=prepared, sources=weights, seq_len=seq_len, phases=(ramp,))
-    plan = DataPlan(config, rows_before=lambda step: step * batch_size)
+    plan = DataPlan(config, order=RowOrder(sizes=((0, batch_size),)))
     with batches(plan, batch_size, np.arange(batch_size), workers=workers) as feed:
         for _ in range(4 * max(1, workers) * 3):  # what was read ahead while workers started
             next(feed)

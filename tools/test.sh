@@ -2,7 +2,7 @@
 # Runs the tests, after setting up what they need.
 #   bash tools/test.sh                 the default suite, minutes on two cores
 #   bash tools/test.sh --all           slow and multi-process ones too
-#   bash tools/test.sh --oracle        live comparison with PyTorch, transformers, peft and rouge-score (installs them)
+#   bash tools/test.sh --oracle        live comparison with PyTorch, transformers, peft, rouge-score and lingua (installs them)
 #   bash tools/test.sh --beam          the Apache Beam pipeline, in an environment of its own (.venv-beam)
 #   bash tools/test.sh tests/data -k fill   anything else goes to pytest
 EXTRAS=dev
@@ -17,8 +17,8 @@ case "${1:-}" in
     # the CPU wheel of this very version, where one is at hand, saves gigabytes
     python -c 'import torch, transformers' 2>/dev/null ||
       python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" "transformers>=5,<6"
-    python -c 'import peft, rouge_score' 2>/dev/null ||
-      python -m pip install --quiet --disable-pip-version-check "peft==0.21.2" "rouge-score==0.1.2"
+    python -c 'import peft, rouge_score, lingua' 2>/dev/null ||
+      python -m pip install --quiet --disable-pip-version-check "peft==0.21.2" "rouge-score==0.1.2" "lingua-language-detector==2.1.1"
     ;;
 esac
 cd "$root"

@@ -9,6 +9,7 @@ time, so the same input and config give the same bytes.
 
 import json
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,33 +40,81 @@ class Part:
     documents: int
 
 
+class Lines:
+    """Documents as the lines that are written, and what the manifest counts of them.
+
+    Made where the documents are at hand, often in a worker, so that nothing else need be sent.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.sizes: list[tuple[int, int]] = []  # of each text: UTF-8 bytes, characters
+
+    def add(self, document: Document, **more: Any) -> None:
+        """Appends one document; `more` becomes further fields of its line."""
+        self.lines.append(document_line(document, **more))
+        self.sizes.append((len(document.text.encode()), len(document.text)))
+
+
+class PartWriter:
+    """Writes one file of lines."""
+
+    def __init__(self, root: Path, name: str, compression: Compression) -> None:
+        self._path, self._name = root / name, name
+        self._stream: Any = pyarrow.output_stream(
+            str(self._path), compression={"zst": "zstd", "gz": "gzip"}[compression]
+        )
+        self.bytes = self._documents = 0  # bytes before compression
+
+    def write(self, lines: bytes, documents: int) -> None:
+        """Appends the lines of some documents."""
+        self._stream.write(lines)
+        self.bytes += len(lines)
+        self._documents += documents
+
+    def finish(self) -> Part:
+        """Closes the file, which then is on disk for good."""
+        self.close()
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        size = self._path.stat().st_size
+        return Part(self._name, size, sha256_of(self._path), self._documents)
+
+    def close(self) -> None:
+        """Closes an unfinished file; for when an error ends the run."""
+        self._stream.close()
+
+
+def part_name(source: str, number: int, compression: Compression) -> str:
+    """The file of a part, relative to the folder of the stage."""
+    return f"{source}/part-{number:05d}.jsonl.{compression}"
+
+
 class DocumentWriter:
     """Writes the documents of one source as parts of bounded size."""
 
     def __init__(self, root: Path, source: str, compression: Compression = "zst") -> None:
-        self._root, self._source, self._ending = root, source, compression
+        self._root, self._source = root, source
+        self._compression: Compression = compression
         self._parts: list[Part] = []
-        self._stream: Any = None
-        self._in_part = self._documents = 0
-        self.counts = {"documents": 0, "bytes": 0, "characters": 0}
+        self._part: PartWriter | None = None
+        self.counts: Counter[str] = Counter(documents=0, bytes=0, characters=0)
         (root / source).mkdir()
 
-    def add(self, document: Document, **more: Any) -> None:
-        """Appends one document; `more` becomes further fields of its line."""
-        self.add_line(document_line(document, **more), document.text)
-
-    def add_line(self, line: bytes, text: str) -> None:
-        """Appends a line made by `document_line`, maybe in another process, of `text`."""
-        if self._stream is None:
-            compression = {"zst": "zstd", "gz": "gzip"}[self._ending]
-            self._stream = pyarrow.output_stream(str(self._path()), compression=compression)
-        self._stream.write(line)
-        self._in_part += len(line)
-        self._documents += 1
-        self.counts["documents"] += 1
-        self.counts["bytes"] += len(text.encode())
-        self.counts["characters"] += len(text)
-        if self._in_part >= PART_BYTES:
+    def write(self, lines: Lines) -> None:
+        """Appends documents; a part ends after those that fill it."""
+        if not lines.lines:
+            return
+        if self._part is None:
+            name = part_name(self._source, len(self._parts), self._compression)
+            self._part = PartWriter(self._root, name, self._compression)
+        self._part.write(b"".join(lines.lines), len(lines.lines))
+        size, characters = map(sum, zip(*lines.sizes, strict=True))
+        self.counts.update(documents=len(lines.lines), bytes=size, characters=characters)
+        if self._part.bytes >= PART_BYTES:
             self._finish_part()
 
     def finish(self) -> dict[str, Any]:
@@ -75,26 +124,14 @@ class DocumentWriter:
 
     def close(self) -> None:
         """Closes an unfinished part; for when an error ends the run."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    def _path(self) -> Path:
-        return self._root / self._source / f"part-{len(self._parts):05d}.jsonl.{self._ending}"
+        if self._part is not None:
+            self._part.close()
+            self._part = None
 
     def _finish_part(self) -> None:
-        if self._stream is None:
-            return
-        path = self._path()
-        self.close()
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        name = path.relative_to(self._root).as_posix()
-        self._parts.append(Part(name, path.stat().st_size, sha256_of(path), self._documents))
-        self._in_part = self._documents = 0
+        if self._part is not None:
+            self._parts.append(self._part.finish())
+            self._part = None
 
 
 def document_line(document: Document, **more: Any) -> bytes:

@@ -111,6 +111,19 @@ class Rejects:
         self.records += 1
         self.add(reason, place, content)
 
+    def merge(self, later: "Rejects") -> None:
+        """Adds what was counted of the records that follow, as if all had been counted here."""
+        self.records += later.records
+        for mine, more in ((self.counts, later.counts), (self.repairs, later.repairs)):
+            for reason, count in more.items():
+                mine[reason] = mine.get(reason, 0) + count
+        self.files.update(later.files)
+        held = Counter(sample.reason for sample in self.samples)
+        for sample in later.samples:
+            held[sample.reason] += 1
+            if held[sample.reason] <= SAMPLES_PER_REASON:
+                self.samples.append(sample)
+
     def check(self, source: str, max_fraction: float) -> None:
         """Raises DataError naming the worst reason when too many records were rejected."""
         if self.records == 0:

@@ -111,7 +111,11 @@ def verify(folder: str, depth: int = 0, roots: Roots = ()) -> Iterator[Finding]:
         yield Finding(depth + 1, "inputs", "not recorded: made before stages recorded their inputs")
         return
     followed: set[str] = set()
-    for name, record in manifest["inputs"].items():
+    for name, record in _read_records(manifest):
+        if "files" not in record:
+            problem = "files not recorded: made before they were; make the folder again"
+            yield Finding(depth + 1, name, problem)
+            continue
         made_by = {maker["folder"]: maker["digest"] for maker in record.get("made_by", [])}
         if record["format"] in UNTRACKED:
             origin = f"{name}: {record['format']} {record['path']} (named, not hashed)"
@@ -125,6 +129,15 @@ def verify(folder: str, depth: int = 0, roots: Roots = ()) -> Iterator[Finding]:
             yield Finding(depth + 1, f"{name}: {file}", problem + MOVED * (problem == MISSING))
         for maker, expected in made_by.items():
             yield from _follow(where_now(maker, roots), expected, depth + 1, followed, roots)
+
+
+def _read_records(manifest: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The record of everything that was read, with what it was: sources, and what they were held against."""
+    yield from manifest["inputs"].items()
+    for name, record in (manifest.get("references") or {}).items():
+        yield f"reference {name}", record
+    for name, record in manifest.get("against", {}).get("files", {}).items():
+        yield f"against {name}", record
 
 
 def where_now(path: str, roots: Roots) -> str:

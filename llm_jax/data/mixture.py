@@ -9,9 +9,9 @@ Any row is random access and nothing is remembered, so the only state of trainin
 whatever the number of hosts and workers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from llm_jax.data.batch import Batch
 from llm_jax.data.interleave import Schedule, Stretch
 from llm_jax.data.packing import Packing, RowPlan, plan_rows
 from llm_jax.data.permutation import permute
-from llm_jax.data.phases import Phase, check_phases
+from llm_jax.data.phases import LeftOut, Phase, check_left_out, check_phases
+from llm_jax.data.row_order import RowOrder
 from llm_jax.data.shards import SECOND, TRAIN, Prepared, Split, is_target, open_prepared
 from llm_jax.data.weights import Rule, SourceWeight, by_temperature, check_sources, unimax
 from llm_jax.errors import ConfigError, DataError
@@ -41,6 +42,7 @@ class DataConfig:
     max_epochs: float = 0.0  # of "unimax": as even as possible, no source seen more often than this
     budget_steps: int = 0  # of "unimax": the steps that max_epochs is counted over; 0: train.steps
     phases: tuple[Phase, ...] = ()  # other weights from a step on
+    leave_out: tuple[LeftOut, ...] = ()  # damaged shards, from a step on
     seq_len: int = 1024  # T: pairs (input, target) per row
     packing: Packing = (
         "best_fit"  # "concat" has no padding, "best_fit" cuts almost no document, "whole" none
@@ -61,6 +63,7 @@ class DataConfig:
                 raise ConfigError(f"data.{field}={getattr(self, field)} must be 0 or more")
         check_sources(self.sources, "data.sources")
         check_phases(self.phases)
+        check_left_out(self.leave_out)
         self._check_rule()
 
     def _check_rule(self) -> None:
@@ -88,11 +91,23 @@ class DataConfig:
                     "the weights; leave it out (0 leaves the source out), or set data.rule='fixed'"
                 )
 
+    def open(self) -> Prepared:
+        """The prepared data, shards that are left out only in name. Raises DataError, see `open_prepared`."""
+        return open_prepared(self.prepared, {left.shard for left in self.leave_out})
+
     def with_phase(self, phase: Phase) -> "DataConfig":
         """The same with another phase, in the place of one that begins at the same step."""
         others = [old for old in self.phases if old.from_step != phase.from_step]
         ordered = sorted([*others, phase], key=lambda phase: phase.from_step)
         return replace(self, phases=tuple(ordered))
+
+
+class _Hole(NamedTuple):
+    """Tokens [begin, end) of a split that rows from `from_row` on do without."""
+
+    from_row: int
+    begin: int
+    end: int
 
 
 class _Rows:
@@ -101,6 +116,7 @@ class _Rows:
     def __init__(self, name: str, split: Split, config: DataConfig) -> None:
         self.name, self.split, self.seq_len = name, split, config.seq_len
         self.key = f"{config.seed}/{name}"
+        self.holes: list[_Hole] = []
         self.plan: RowPlan = plan_rows(
             split.document_starts, config.seq_len, config.packing, self.key
         )
@@ -115,9 +131,14 @@ class _Rows:
             out[now] = permute(inside[now], size, f"{self.key}/epoch/{epoch}")
         return out
 
-    def fill(self, batch: Batch, position: int, row: int) -> None:
-        """Writes packed row `row` into row `position` of the zeroed `batch`."""
-        fill_row(batch, position, self.split, *self.plan.row(row))
+    def fill(self, batch: Batch, position: int, row: int, index: int) -> None:
+        """Writes packed row `row`, which is row `index` of the run, into row `position` of the zeroed `batch`."""
+        starts, counts = self.plan.row(row)
+        kept = np.ones(len(starts), bool)
+        for hole in self.holes:
+            if index >= hole.from_row:
+                kept &= (starts < hole.begin) | (starts >= hole.end)
+        fill_row(batch, position, self.split, starts[kept], counts[kept])
 
 
 def fill_row(
@@ -153,26 +174,24 @@ class DataPlan:
         config: DataConfig,
         prepared: Prepared | None = None,
         *,
-        rows_before: Callable[[int], int] | None = None,
+        order: RowOrder | None = None,
         steps: int = 0,
-        budget_rows: int = 0,
     ) -> None:
         """Plans the rows of `config` over `prepared` (by default opened from `config.prepared`).
 
         Args:
           config: which rows.
           prepared: the shards.
-          rows_before: rows that the steps before a step take, `step * batch_size` as a rule; needed by
-            phases and by UniMax, which count in steps.
+          order: which rows the steps take; needed by what counts in steps: phases, shards that are left
+            out from a step on, and UniMax.
           steps: of the run; UniMax counts its epochs over them unless `config.budget_steps` is set.
-          budget_rows: the same in rows, where it is not `rows_before(steps)`.
 
         Raises:
           ConfigError: an unknown source, or a rule that cannot be kept.
           DataError: a source of positive weight has nothing to train on.
         """
-        prepared = prepared or open_prepared(config.prepared)
-        if config.phases and not rows_before:
+        prepared = prepared or config.open()
+        if not order and (config.phases or any(left.from_step for left in config.leave_out)):
             raise ConfigError("data.phases are counted in steps; give the batch size too")
         self.config = config
         self.seq_len = config.seq_len
@@ -187,8 +206,9 @@ class DataPlan:
         self._contents = [split.digest for split in splits]
         # weights are token shares, and best-fit rows are not equally full in every source
         per_row = np.array([max(rows.plan.fill, 1e-9) for rows in self._rows]) * self.seq_len
-        count = rows_before or (lambda step: 0)
-        budget = budget_rows or count(config.budget_steps or steps)
+        count = order.rows_before if order else (lambda step: 0)
+        # counted as at the start of the run: batches that were left out do not change it
+        budget = (config.budget_steps or steps) * order.sizes[0][1] if order else 0
         self.weights = [self._base_weights(per_row, budget)]
         self.weights += [_listed(phase.sources) for phase in config.phases]
         edges = [(0, 0)]  # of the change to each phase
@@ -199,6 +219,9 @@ class DataPlan:
             stretches.append(Stretch(count(begin), shares, count(end) - count(begin)))
         self._schedule = Schedule(stretches, per_row)
         self._check_filled()
+        for left in config.leave_out:
+            rows, begin, end = self._find(left.shard)
+            rows.holes.append(_Hole(count(left.from_step), begin, end))
         self.digest = self.digest_before(1 << 62)
 
     def _base_weights(self, per_row: np.ndarray, budget_rows: int) -> dict[str, float]:
@@ -235,6 +258,31 @@ class DataPlan:
                     f"({rows.split.num_documents} documents); leave it out or give it weight 0"
                 )
 
+    def _find(self, shard: str) -> tuple[_Rows, int, int]:
+        """The source of a shard, and its tokens [begin, end). Raises ConfigError: there is no such shard."""
+        for rows in self._rows:
+            begin, end = rows.split.span(shard)
+            if end and end - begin == rows.split.num_tokens:
+                raise ConfigError(
+                    f"data.leave_out: {shard!r} is all that {rows.name!r} has; leave the source out by a phase of "
+                    "data.phases, or prepare the data again"
+                )
+            if end:
+                return rows, begin, end
+        known = [shard.name for rows in self._rows for shard in rows.split.shards]
+        raise ConfigError(
+            f"data.leave_out: {shard!r} is no shard to train on; {nearest(shard, known)}"
+        )
+
+    def left_out(self) -> list[dict[str, Any]]:
+        """Every shard that is left out: its name, from which step on, its source and the share of it."""
+        told = []
+        for left in self.config.leave_out:
+            rows, begin, end = self._find(left.shard)
+            share = (end - begin) / rows.split.num_tokens
+            told.append({**vars(left), "source": rows.name, "share": share})
+        return told
+
     def digest_before(self, row: int) -> str:
         """Digest of all that decides the rows before `row`, and of nothing else."""
         used: dict[str, str] = {}
@@ -260,6 +308,11 @@ class DataPlan:
             "packing": self.config.packing,
             "seed": self.config.seed,
         }
+        holes = [
+            [rows.name, *hole] for rows in self._rows for hole in rows.holes if hole.from_row < row
+        ]
+        if holes:
+            identity["left_out"] = holes
         return digest(identity)
 
     def mixture(self) -> list[dict[str, Any]]:
@@ -313,8 +366,9 @@ class DataPlan:
         for source in np.unique(sources):
             mine = np.flatnonzero(sources == source)
             rows = self._rows[source]
-            for position, row in zip(mine, rows.packed(numbers[mine]), strict=True):
-                rows.fill(batch, int(position), int(row))
+            packed = rows.packed(numbers[mine])
+            for position, row, index in zip(mine, packed, wanted[mine], strict=True):
+                rows.fill(batch, int(position), int(row), int(index))
         return batch
 
     def row(self, index: int) -> Batch:

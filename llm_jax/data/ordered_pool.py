@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from llm_jax.data.workers import die_with_parent
@@ -28,21 +29,34 @@ def ordered_map(
     Raises:
       DataError: a worker died.
     """
+    with ordered_pool(make, settings, workers) as apply:
+        yield from apply(chunks)
+
+
+@contextmanager
+def ordered_pool(
+    make: Callable[..., Callable[[Any], Any]], settings: tuple, workers: int
+) -> Iterator[Callable[[Iterable[Any]], Iterator[Any]]]:
+    """Yields the function chunks -> results of `ordered_map`, to be used more than once."""
     if not workers:
         function = make(*settings)
-        yield from map(function, chunks)
+        yield lambda chunks: map(function, chunks)
         return
     # spawn: a forked child inherits locks held by other threads of the parent
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start, (make, settings)) as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
+
+        def apply(chunks: Iterable[Any]) -> Iterator[Any]:
+            waiting: deque[Future[Any]] = deque()
             for chunk in chunks:
                 waiting.append(pool.submit(_work, chunk))
                 if len(waiting) > 2 * workers:  # bounds memory when reading outruns the workers
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+
+        try:
+            yield apply
         except BrokenProcessPool as error:
             raise DataError(
                 f"a worker process died, most often for lack of memory; try workers={workers // 2} "

@@ -1,4 +1,4 @@
-"""Phases of a mixture: other weights from a step on, at once or along a ramp.
+"""Phases of a mixture: other weights from a step on, at once or along a ramp; and shards left out from a step on.
 
 The rows before a phase do not depend on it. So a run that has begun may be given another phase from
 its newest checkpoint on, and whether that is all that changed can be told from digests.
@@ -32,6 +32,30 @@ class Phase:
         if not self.sources:
             raise ConfigError(f"{where} has no sources; give their names and weights")
         check_sources(self.sources, where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A damaged shard that training goes on without: its documents turn into padding, all else stays where it is."""
+
+    shard: str  # as in SOURCE/train-00003
+    from_step: int = 0  # the first step whose batch does without it: update number from_step + 1
+
+    def __post_init__(self) -> None:
+        if self.from_step < 0:
+            raise ConfigError(
+                f"data.leave_out: from_step={self.from_step} of {self.shard!r} must be 0 or more"
+            )
+
+
+def check_left_out(left_out: Sequence[LeftOut]) -> None:
+    """Raises ConfigError when a shard is named twice."""
+    names = [left.shard for left in left_out]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"data.leave_out: {name!r} occurs twice; keep the one of the earlier step"
+            )
 
 
 def check_phases(phases: Sequence[Phase]) -> None:

@@ -17,6 +17,18 @@ def read_parquet(
     source: str, file: str, place: str, text_field: str, rejects: Rejects
 ) -> Iterator[Document]:
     """One document per row of the column `text_field`, read in record batches."""
+    first = 1
+    for values in parquet_values(file, text_field):
+        yield from value_documents(source, values, place, first, rejects)
+        first += len(values)
+
+
+def parquet_values(file: str, text_field: str) -> Iterator[list[bytes | None]]:
+    """The values of a column as UTF-8 bytes, some rows at a time.
+
+    Raises:
+      DataError: a damaged file, no such column, or one that holds no strings.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -30,14 +42,19 @@ def read_parquet(
             kind = schema.field(text_field).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise DataError(f"{file}: column {text_field!r} holds {kind}, not strings")
-            row = 0
             for batch in table.iter_batches(ROWS_PER_READ, columns=[text_field]):
                 # as bytes: converting a column with one bad UTF-8 value to str would lose the batch
-                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-                    row += 1
-                    yield from _decoded(source, value, f"{place}:{row}", rejects)
+                yield batch.column(0).cast(pa.large_binary()).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise damaged(file, error) from error
+
+
+def value_documents(
+    source: str, values: list[bytes | None], place: str, first: int, rejects: Rejects
+) -> Iterator[Document]:
+    """The documents of values that stand in a file from row `first` on."""
+    for row, value in enumerate(values, start=first):
+        yield from _decoded(source, value, f"{place}:{row}", rejects)
 
 
 def _decoded(source: str, value: bytes | None, place: str, rejects: Rejects) -> Iterator[Document]:

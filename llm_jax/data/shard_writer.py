@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from llm_jax.data.page_checks import checks_of
 from llm_jax.data.shards import HELDOUT, MANIFEST, TRAIN, Shard, is_target, sha256_of
 from llm_jax.errors import DataError
 
@@ -201,28 +202,21 @@ class SplitWriter:
         table = np.frombuffer(self._table.tobytes(), dtype=np.int64).reshape(-1, 3)
         # not np.save: on a full disk it raises an OSError that does not say so (no errno)
         write_file(documents, _npy_header(table.dtype, table.shape) + table.tobytes())
-        mask: dict[str, Any] = {}
+        files = {"tokens": tokens, "documents": documents}
+        checks = checks_of(tokens)
         if self._targets is not None:
-            path = self._path("mask")
-            write_file(path, _npy_header(np.dtype(np.uint8), (self._in_shard,)) + self._mask)
-            mask = {
-                "mask_file": path.relative_to(self._root).as_posix(),
-                "mask_size": path.stat().st_size,
-                "mask_sha256": sha256_of(path),
-            }
-        self._shards.append(
-            Shard(
-                tokens_file=tokens.relative_to(self._root).as_posix(),
-                tokens_size=tokens.stat().st_size,
-                tokens_sha256=sha256_of(tokens),
-                documents_file=documents.relative_to(self._root).as_posix(),
-                documents_size=documents.stat().st_size,
-                documents_sha256=sha256_of(documents),
-                num_tokens=self._in_shard,
-                num_documents=len(table),
-                **mask,
-            )
-        )
+            files["mask"] = self._path("mask")
+            header = _npy_header(np.dtype(np.uint8), (self._in_shard,))
+            write_file(files["mask"], header + self._mask)
+            checks = np.concatenate([checks, checks_of(files["mask"])])
+        files["checks"] = self._path("checks")
+        write_file(files["checks"], _npy_header(checks.dtype, checks.shape) + checks.tobytes())
+        named: dict[str, Any] = {}
+        for kind, path in files.items():
+            named[f"{kind}_file"] = path.relative_to(self._root).as_posix()
+            named[f"{kind}_size"] = path.stat().st_size
+            named[f"{kind}_sha256"] = sha256_of(path)
+        self._shards.append(Shard(num_tokens=self._in_shard, num_documents=len(table), **named))
         self._table, self._in_shard, self._mask = array("q"), 0, bytearray()
 
 

@@ -5,25 +5,27 @@ document's text; it is built once in every worker, so it can hold a model.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from llm_jax.data.blocks import Block, documents_of, numbered, results_by_source
 from llm_jax.data.document_files import (
     Compression,
     DocumentWriter,
+    Lines,
     check_sources,
-    document_line,
     write_manifest,
 )
-from llm_jax.data.documents import Document, Rejects, chunks
+from llm_jax.data.documents import Document, Rejects
 from llm_jax.data.lineage import input_records
-from llm_jax.data.ordered_pool import ordered_map
+from llm_jax.data.ordered_pool import ordered_pool
 from llm_jax.data.shard_writer import new_folder, write_file
 from llm_jax.data.shards import REJECTS
-from llm_jax.data.sources import SourceConfig, read_documents
+from llm_jax.data.sources import SourceConfig
 from llm_jax.errors import ConfigError, DataError
 
 SAMPLES = 8  # of each reason
@@ -37,6 +39,7 @@ class Judgement(NamedTuple):
     suffix: str = ""  # of the output source's name
     detail: str = ""
     fields: tuple[tuple[str, Any], ...] = ()  # further fields of the written line
+    remark: str = ""  # counted beside the label, kept or dropped
 
 
 Judge = Callable[[str], Judgement]
@@ -91,91 +94,114 @@ def sift(
     with new_folder(config.output, config.overwrite) as root:
         inputs = input_records(config.sources)
         entries: dict[str, Any] = {}
-        seen: dict[str, Any] = {}
+        counted: dict[str, Any] = {}
         unreadable = ""
-        for source in config.sources:
-            rejects = Rejects()
-            with ExitStack() as stack:
-                writers: dict[str, DocumentWriter] = {}
-
-                def writer_of(name: str, writers=writers, stack=stack) -> DocumentWriter:
-                    if name not in writers:
-                        made = DocumentWriter(root, name, config.compression)
-                        writers[name] = stack.enter_context(closing(made))
-                    return writers[name]
-
-                seen[source.name] = _sift_source(
-                    source, config, make_judge, judge_settings, writer_of, rejects, progress
+        read = [(source, Rejects()) for source in config.sources]
+        block_judge_settings = (block_judge, (make_judge, judge_settings))
+        with ordered_pool(numbered, block_judge_settings, config.workers) as apply:
+            found = results_by_source(apply, read)
+            for (source, rejects), results in zip(read, found, strict=True):
+                seen = Seen()
+                entries |= _write_source(
+                    source, results, config.compression, root, seen, rejects, progress
                 )
                 rejects.check(source.name, config.max_reject_fraction)
-                for name, writer in sorted(writers.items()):
-                    entries[name] = writer.finish()
-            seen[source.name]["rejects"] = rejects.report()
-            unreadable += rejects.lines(source.name)
+                counted[source.name] = {**seen.report(), "rejects": rejects.report()}
+                unreadable += rejects.lines(source.name)
         if not entries:
             raise DataError(f"data {stage}: no document of any source is kept; see its settings")
         write_file(root / REJECTS, unreadable.encode("utf-8", "replace"))
-        return write_manifest(root, stage, settings, inputs, entries, seen=seen, **more)
+        return write_manifest(root, stage, settings, inputs, entries, seen=counted, **more)
 
 
-def _sift_source(
+class Sifted(NamedTuple):
+    """What became of one block of documents."""
+
+    kept: dict[str, Lines]  # by suffix
+    seen: "Seen"
+    rejects: Rejects
+
+
+def _write_source(
     source: SourceConfig,
-    config: SiftConfig,
-    make_judge: Callable[..., Judge],
-    judge_settings: tuple,
-    writer_of: Callable[[str], DocumentWriter],
+    results: Iterable[Sifted],
+    compression: Compression,
+    root: Path,
+    seen: "Seen",
     rejects: Rejects,
     progress: Callable[[str, str], None],
 ) -> dict[str, Any]:
-    """Sends one source's documents where they belong; returns counts and samples by label."""
-    seen = Seen()
-    documents = chunks(read_documents(source, rejects))
-    settings = (make_judge, judge_settings)
-    for results in ordered_map(chunk_judge, settings, documents, config.workers):
-        for document, judgement, line in results:
-            seen.add(document, judgement)
-            if judgement.keep:
-                writer_of(source.name + judgement.suffix).add_line(line, document.text)
-        progress(source.name, f"{seen.kept.total():,} kept, {seen.dropped.total():,} dropped")
-    return seen.report()
+    """Sends one source's documents where they belong; returns the entries of its outputs."""
+    writers: dict[str, DocumentWriter] = {}
+    with ExitStack() as stack:
+        for sifted in results:
+            for suffix, lines in sifted.kept.items():
+                name = source.name + suffix
+                if name not in writers:
+                    made = DocumentWriter(root, name, compression)
+                    writers[name] = stack.enter_context(closing(made))
+                writers[name].write(lines)
+            seen.merge(sifted.seen)
+            rejects.merge(sifted.rejects)
+            progress(source.name, f"{seen.kept.total():,} kept, {seen.dropped.total():,} dropped")
+        return {name: writer.finish() for name, writer in sorted(writers.items())}
 
 
 class Seen:
-    """Counts of one source by label, and the first samples of what was dropped."""
+    """Counts of one source by label and remark, and the first samples of what was dropped or remarked on."""
 
     def __init__(self) -> None:
         self.kept: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self.remarks: Counter[str] = Counter()
         self.samples: list[dict[str, str]] = []
 
     def add(self, document: Document, judgement: Judgement) -> None:
         """Counts one document."""
+        if judgement.remark:
+            self.remarks[judgement.remark] += 1
+            self._sample(document, judgement.remark, self.remarks, judgement.detail)
         if judgement.keep:
             self.kept[judgement.label] += 1
             return
         self.dropped[judgement.label] += 1
-        if self.dropped[judgement.label] <= SAMPLES:
-            sample = {"id": document.id, "reason": judgement.label, "detail": judgement.detail}
+        self._sample(document, judgement.label, self.dropped, judgement.detail)
+
+    def _sample(self, document: Document, reason: str, counts: Counter[str], detail: str) -> None:
+        if counts[reason] <= SAMPLES:
+            sample = {"id": document.id, "reason": reason, "detail": detail}
             self.samples.append({**sample, "text": document.text[:200]})
+
+    def merge(self, later: "Seen") -> None:
+        """Adds what was seen of the documents that follow, as if all had been seen here."""
+        self.kept.update(later.kept)
+        self.dropped.update(later.dropped)
+        self.remarks.update(later.remarks)
+        held = Counter(sample["reason"] for sample in self.samples)
+        for sample in later.samples:
+            held[sample["reason"]] += 1
+            if held[sample["reason"]] <= SAMPLES:
+                self.samples.append(sample)
 
     def report(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"kept": dict(self.kept), "dropped": dict(self.dropped), "samples": self.samples}
+        counts = {"kept": self.kept, "dropped": self.dropped, "remarks": self.remarks}
+        # remarks only where there are some: most judges make none
+        told = {name: dict(count) for name, count in counts.items() if count or name != "remarks"}
+        return {**told, "samples": self.samples}
 
 
-def chunk_judge(
-    make_judge: Callable[..., Judge], settings: tuple
-) -> Callable[[list[Document]], list[tuple[Document, Judgement, bytes]]]:
-    """The function that a worker applies to every chunk."""
-    return partial(_judge_chunk, make_judge(*settings))
+def block_judge(make_judge: Callable[..., Judge], settings: tuple) -> Callable[[Block], Sifted]:
+    """The function that a worker applies to every block."""
+    return partial(_judge_block, make_judge(*settings))
 
 
-def _judge_chunk(
-    judge: Judge, documents: list[Document]
-) -> list[tuple[Document, Judgement, bytes]]:
-    results = []
-    for document in documents:
+def _judge_block(judge: Judge, block: Block) -> Sifted:
+    sifted = Sifted({}, Seen(), Rejects())
+    for document in documents_of(block, sifted.rejects):
         judgement = judge(document.text)
-        line = document_line(document, **dict(judgement.fields)) if judgement.keep else b""
-        results.append((document, judgement, line))
-    return results
+        sifted.seen.add(document, judgement)
+        if judgement.keep:
+            lines = sifted.kept.setdefault(judgement.suffix, Lines())
+            lines.add(document, **dict(judgement.fields))
+    return sifted

@@ -44,12 +44,14 @@ def open_bytes(file: str) -> Iterator[BinaryIO]:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error
 
 
-def lines(stream: BinaryIO, limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | None]]:
-    """Yields (line number from 1, bytes without line end), or None for a line longer than `limit`.
+def lines(
+    stream: BinaryIO, limit: int = MAX_LINE_BYTES, first: int = 1
+) -> Iterator[tuple[int, bytes | None]]:
+    """Yields (line number from `first`, bytes without line end); None for a line longer than `limit`.
 
     Never holds more than `limit` bytes, whatever the file.
     """
-    number = 0
+    number = first - 1
     while line := stream.readline(limit + 1):
         number += 1
         if number == 1:
@@ -62,23 +64,53 @@ def lines(stream: BinaryIO, limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, 
             yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
 
+def line_blocks(
+    stream: BinaryIO, size: int, limit: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, bytes]]:
+    """Yields (number of the first line, bytes) that together are all lines of the stream.
+
+    `lines` of each block, from that number on, gives what `lines` of the stream gives. A block has
+    about `size` bytes; of a line longer than `limit` only so much is in it that this shows.
+    """
+    number = 1
+    while block := stream.read(size):
+        if not block.endswith(b"\n"):
+            tail = stream.readline(limit + 1)
+            block += tail
+            while tail and not tail.endswith(b"\n"):
+                tail = stream.readline(limit)  # the rest of a line that is too long
+        yield number, block
+        number += block.count(b"\n") + (not block.endswith(b"\n"))
+
+
 def read_jsonl(
     source: str, file: str, place: str, text_field: str, rejects: Rejects
 ) -> Iterator[Document]:
     """One document per line: the string under `text_field` of a JSON object. Blank lines are skipped."""
     with open_bytes(file) as stream:
-        for number, line in lines(stream):
-            where = f"{place}:{number}"
-            if line is None:
-                rejects.refuse(f"line longer than {MAX_LINE_BYTES >> 20} MB", where)
-            elif line.strip():
-                value = parse_object(line, where, rejects)
-                if value is None:
-                    continue
-                if text_field not in value:
-                    rejects.refuse(f"no field {text_field!r}", where, line)
-                elif document := rejects.accept(value[text_field], source, where):
-                    yield document
+        yield from jsonl_documents(lines(stream), source, place, text_field, rejects)
+
+
+def jsonl_documents(
+    numbered: Iterable[tuple[int, bytes | None]],
+    source: str,
+    place: str,
+    text_field: str,
+    rejects: Rejects,
+) -> Iterator[Document]:
+    """The documents of numbered lines of one file."""
+    for number, line in numbered:
+        where = f"{place}:{number}"
+        if line is None:
+            rejects.refuse(f"line longer than {MAX_LINE_BYTES >> 20} MB", where)
+        elif line.strip():
+            value = parse_object(line, where, rejects)
+            if value is None:
+                continue
+            if text_field not in value:
+                rejects.refuse(f"no field {text_field!r}", where, line)
+            elif document := rejects.accept(value[text_field], source, where):
+                yield document
 
 
 def parse_object(line: bytes, place: str, rejects: Rejects) -> dict | None:

@@ -157,6 +157,12 @@ def _build(
     if masked:  # of conversations: what is learned; bytes and characters are of that
         told["mask"] = tfds.features.Tensor(shape=(None,), dtype=np.uint8)
 
+    class Info(tfds.core.DatasetInfo):
+        """Never looked for on Google's server, where a dataset of that name may be another's."""
+
+        def initialize_from_bucket(self) -> None:
+            """Does nothing; TFDS would also leave an empty folder in /tmp for every dataset."""
+
     class Corpus(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """A dataset whose code is not needed to read it."""
 
@@ -166,7 +172,7 @@ def _build(
         VERSION = tfds.core.Version(config.version)
 
         def _info(self) -> Any:
-            return tfds.core.DatasetInfo(
+            return Info(
                 builder=self,
                 description=f"Made by `llm-jax data tfds`; digest of its input: {digest}",
                 features=tfds.features.FeaturesDict(told),

@@ -145,6 +145,17 @@ def add_adapter(
     return y + lora.scale * jnp.tensordot(x_BTR, b.astype(config.dtype), 1)
 
 
+def from_inputs(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Backward computes again from the inputs what lies between them and the result.
+
+    For work by element: what it saves is written once and read once for every layer, and scan fills those
+    stacks with zeros first. Norms and activations kept three float32 and three more arrays each: 81 GiB of
+    a 125M model's step at 131,072 tokens, of which a third of its time on an H200 was such traffic.
+    """
+    # inside scan nothing merges the two computations; outside it, merging costs one array
+    return jax.checkpoint(function, prevent_cse=False)
+
+
 def _aligned(parameter: jax.Array, x: jax.Array) -> jax.Array:
     """With axes of size 1 in front, as many as x has more."""
     return parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape)
@@ -162,21 +173,28 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [B, T, ..., *axes], normed."""
-        config, dtype = self.config, self.config.dtype
-        last = tuple(range(-self.over, 0))
+        config = self.config
         shape = x.shape[-len(self.axes) :]
-        x = x.astype(jnp.float32)
-        if config.norm.startswith("layer"):
-            x = x - jnp.mean(x, axis=last, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=last, keepdims=True) + config.norm_eps)
-        if config.norm == "rms_plus_one":  # Gemma: x (1 + w)
-            scale = 1 + declare(self, "scale", shape, self.axes, nn.initializers.zeros)
-        else:
-            scale = declare(self, "scale", shape, self.axes, nn.initializers.ones)
-        x = x * _aligned(scale, x)
+        plus_one = config.norm == "rms_plus_one"  # Gemma: x (1 + w)
+        start = nn.initializers.zeros if plus_one else nn.initializers.ones
+        scale = declare(self, "scale", shape, self.axes, start)
+        bias = None
         if config.norm == "layer" and self.biased:
-            x = add_bias(self, "bias", x, self.axes)
-        return (x if self.multiplier == 1 else x * self.multiplier).astype(dtype)
+            bias = declare(self, "bias", shape, self.axes, nn.initializers.zeros)
+
+        def normed(x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
+            last = tuple(range(-self.over, 0))
+            x = x.astype(jnp.float32)
+            if config.norm.startswith("layer"):
+                x = x - jnp.mean(x, axis=last, keepdims=True)
+            square = jnp.mean(jnp.square(x), axis=last, keepdims=True)
+            x = x * jax.lax.rsqrt(square + config.norm_eps)
+            x = x * _aligned(1 + scale if plus_one else scale, x)
+            if bias is not None:
+                x = x + _aligned(bias, x)
+            return (x if self.multiplier == 1 else x * self.multiplier).astype(config.dtype)
+
+        return from_inputs(normed)(x, scale, bias)
 
 
 class Mlp(nn.Module):
@@ -200,9 +218,9 @@ class Mlp(nn.Module):
             gate_BTF = add_adapter(self, "gate", gate_BTF, x_BTD, ("embed",), ("mlp",))
             if config.mlp_bias:
                 gate_BTF = add_bias(self, "gate_bias", gate_BTF, ("mlp",))
-            h_BTF = activation(gate_BTF) * h_BTF
+            h_BTF = from_inputs(lambda gate, up: activation(gate) * up)(gate_BTF, h_BTF)
         else:
-            h_BTF = activation(h_BTF)
+            h_BTF = from_inputs(activation)(h_BTF)
         h_BTF = constrain(h_BTF, "batch", "time", "mlp")
         out_BTD = h_BTF @ matrix(self, "down", (F, D), ("mlp", "embed"), down_init)
         out_BTD = add_adapter(self, "down", out_BTD, h_BTF, ("mlp",), ("embed",))

@@ -116,7 +116,7 @@ def train_on(
     """
     while True:
         parts, start = hooks.parts, int(state.step)
-        step = staged_step(stages.plan, stages.steps, start, again)
+        step = staged_step(stages.plan, stages.steps, start, again, parts.turns)
         compiles = [stage.first + 1 for stage in stages.plan]
         bad: BadStepsError | None = None
         with (
@@ -147,9 +147,13 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
             if number == 0:  # a mistake in the data shows at once, or hardly ever
                 check_batch(batch, parts.model.vocab_size)
             if not batch.loss_mask_BT.any():
+                remedy = (
+                    "all its documents lie in shards of data.leave_out"
+                    if reading.leave_out
+                    else "with answers in every conversation"
+                )
                 raise DataError(
-                    f"the batch of step {start + number + 1} has no target token; prepare the data again, with "
-                    "answers in every conversation"
+                    f"the batch of step {start + number + 1} has no target token; prepare the data again, {remedy}"
                 )
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
 

@@ -23,7 +23,10 @@ def add_beam(parser: Any) -> None:
     parser.add_argument("--tokenizer", required=True, metavar="FOLDER", help="tokenizer to use")
     add_sources(parser)
     parser.add_argument(
-        "--stages", default=STAGES, help=f"what is done before the shards are made ({STAGES})"
+        "--stages",
+        default=STAGES,
+        help=f"what is done before the shards are made ({STAGES}); without dedup equal texts stay "
+        "too, as with `prepare --keep-duplicates`",
     )
     add_rules(parser)
     add_languages(parser)

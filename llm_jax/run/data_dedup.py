@@ -17,7 +17,7 @@ def add_dedup(parser: Any) -> None:
         ("threshold", float, "similarity (Jaccard, of shingles) from which on two are the same"),
         ("shingle", int, "characters of a shingle"),
         ("memory_mb", int, "memory for sorting; with less it sorts in parts"),
-        ("workers", int, "processes that make signatures"),
+        ("workers", int, "processes that read, compare and write"),
     ):
         flag = "--" + name.replace("_", "-")
         parser.add_argument(

@@ -15,6 +15,7 @@ from llm_jax.data import shards
 from llm_jax.data.batch import Batch
 from llm_jax.data.mixture import DataConfig, DataPlan
 from llm_jax.data.packing import Packing
+from llm_jax.data.row_order import RowOrder
 from llm_jax.data.weights import Rule, SourceWeight
 from llm_jax.errors import ConfigError
 from llm_jax.generate.text_stream import TextStream
@@ -85,7 +86,8 @@ def inspect(arguments: Any) -> None:
         raise ConfigError(
             "phases and unimax count in steps: give --steps and --batch-size, or --config FILE"
         )
-    plan = DataPlan(config, prepared, rows_before=lambda step: step * batch_size, steps=steps)
+    order = RowOrder(sizes=((0, batch_size),)) if batch_size else None
+    plan = DataPlan(config, prepared, order=order, steps=steps)
     print_mixture(plan, batch_size, steps)
     if arguments.rows:
         text = tokenizers.load(prepared.tokenizer_folder)

@@ -27,6 +27,11 @@ def add_language(parser: Any) -> None:
     """Arguments of `data language`."""
     add_stage(parser)
     add_languages(parser)
+    parser.add_argument(
+        "--second-opinion",
+        action="store_true",
+        help="count where lingua tells another language; needs the extra [lid]",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes (0: this one)")
 
 
@@ -56,7 +61,11 @@ def languages_of(arguments: Any) -> dict[str, Any]:
 
 def language(arguments: Any) -> None:
     """Runs `data language`."""
-    config = LanguageStage(**_reading(arguments), **languages_of(arguments))
+    config = LanguageStage(
+        **_reading(arguments),
+        **languages_of(arguments),
+        second_opinion=arguments.second_opinion,
+    )
     with live_lines() as show:
         manifest = language_stage(config, show)
     _print(manifest, config.output)
@@ -108,8 +117,8 @@ def _print(manifest: dict[str, Any], output: str) -> None:
     """Documents kept and dropped by source and label, and where the kept ones are."""
     table = Table("source", "", "", box=None, pad_edge=False, show_header=False)
     for source, seen in manifest["seen"].items():
-        for kind in ("kept", "dropped"):
-            for label, count in sorted(seen[kind].items()):
+        for kind in ("kept", "dropped", "remarks"):
+            for label, count in sorted(seen.get(kind, {}).items()):
                 table.add_row(escape(source), kind, escape(label), f"{count:,}")
     console.print(table)
     for name in manifest["sources"]:

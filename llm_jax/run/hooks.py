@@ -12,11 +12,12 @@ from llm_jax.checkpoint.processes import is_first
 from llm_jax.checkpoint.replicas import differing_replicas
 from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.checkpoint.store import Store
+from llm_jax.data.mixture import DataPlan
 from llm_jax.errors import TrainingError
 from llm_jax.eval.perplexity import BrokenOffError, Evaluator
 from llm_jax.generate import generate
 from llm_jax.run.continuation import BASE_ROW
-from llm_jax.run.parts import Parts, plan_of
+from llm_jax.run.parts import Parts
 from llm_jax.run.preference import PairEvaluator
 from llm_jax.run.provenance import record_of
 from llm_jax.run.rebalance import decide, what_next
@@ -53,7 +54,7 @@ def rebalanced(parts: Parts, metrics: Mapping[str, float], step: int) -> Parts:
     return replace(
         parts,
         guard=guard,
-        plan=plan_of(data, parts.order, parts.train.steps),
+        plan=DataPlan(data, order=parts.order, steps=parts.train.steps),
         resolved=replace(parts.resolved, data=data),
     )
 

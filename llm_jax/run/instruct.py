@@ -18,7 +18,7 @@ from llm_jax.api import model_config
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.config import nearest
 from llm_jax.data.mixture import DataConfig, DataPlan
-from llm_jax.data.shards import HELDOUT, Prepared, open_prepared
+from llm_jax.data.shards import HELDOUT, Prepared
 from llm_jax.errors import ConfigError, DataError
 from llm_jax.eval.pairs import PairRows
 from llm_jax.eval.windows import EvalConfig
@@ -28,7 +28,8 @@ from llm_jax.model import ModelConfig
 from llm_jax.run import cli, continuation
 from llm_jax.run.data_conversations import is_conversations
 from llm_jax.run.hooks import say
-from llm_jax.run.parts import BEST_METRIC, Beginning, SampleConfig, assemble, plan_of
+from llm_jax.run.parts import BEST_METRIC, Beginning, Parts, SampleConfig, assemble
+from llm_jax.run.phases import leaving_out
 from llm_jax.run.preference import find_reference
 from llm_jax.run.pretrain import (
     AS_BASE,
@@ -111,7 +112,17 @@ def instruct(
     config: InstructConfig, console: Console, *, take_over: bool = False, from_step: int = -1
 ) -> TrainState:
     """Runs a tuning session; see `train_session`."""
-    prepared = open_prepared(config.data.prepared)
+    with leaving_out(Path(config.run), config.data):
+        return train_session(parts_of(config, console, take_over, from_step), console)
+
+
+def parts_of(config: InstructConfig, console: Console, take_over: bool, from_step: int) -> Parts:
+    """What the session of a config consists of: its data, tokenizer and model looked up and checked.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: they are not there, or do not fit.
+    """
+    prepared = config.data.open()
     check_kind(config, prepared)
     tokenizer = prepared_tokenizer(prepared)
     begun = beginning(config, prepared, tokenizer)
@@ -122,7 +133,7 @@ def instruct(
     if objective:
         reference = find_reference(objective, begun, config.stages, config.init_from, config.run)
     order = recorded_order(Path(config.run), from_step, config.step.batch_size)
-    plan = plan_of(config.data, order, config.train.steps, prepared)
+    plan = DataPlan(config.data, prepared, order=order, steps=config.train.steps)
     chat = load_encoder(tokenizer, config.data.prepared)
     turns = [(Turn("user", prompt),) for prompt in config.samples.prompts]
     parts = assemble(
@@ -141,7 +152,7 @@ def instruct(
         pairs=heldout_pairs(plan, prepared, config.eval) if objective else {},
     )
     say(console, described(prepared, tokenizer))
-    return train_session(parts, console)
+    return parts
 
 
 def check_kind(config: InstructConfig, prepared: Prepared) -> None:

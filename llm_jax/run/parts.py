@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm_jax.checkpoint.store import CheckpointConfig
-from llm_jax.data.mixture import DataConfig, DataPlan
+from llm_jax.data.mixture import DataPlan
 from llm_jax.data.row_order import RowOrder
-from llm_jax.data.shards import Prepared
 from llm_jax.errors import ConfigError
 from llm_jax.eval.pairs import PairRows
 from llm_jax.eval.windows import Corpus, EvalConfig
@@ -79,15 +78,6 @@ class Beginning(NamedTuple):
     origin: Mapping[str, Any]  # of the base, see `ORIGIN`
 
 
-def plan_of(
-    data: DataConfig, order: RowOrder, steps: int, prepared: Prepared | None = None
-) -> DataPlan:
-    """The rows of a run whose phases begin at the rows that its steps really come to."""
-    # what is shared out over the run is counted as it was at its start: left out batches do not change it
-    budget = (data.budget_steps or steps) * order.sizes[0][1]
-    return DataPlan(data, prepared, rows_before=order.rows_before, budget_rows=budget)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What a session needs, whatever kind of training it is."""
@@ -127,19 +117,16 @@ class Parts:
     reference: Base | None = None  # whose parameters `objective` compares with
     pairs: Mapping[str, PairRows] = field(default_factory=dict)  # held-out ones by source
 
-    def __post_init__(self) -> None:
-        if self.step.spike_window and (
-            self.plan.config.phases or self.forgetting.action == "rebalance"
-        ):
-            raise ConfigError(
-                f"step.spike_window={self.step.spike_window} would take the first steps of another mixture for "
-                "spikes; set it to 0, or leave out data.phases and forgetting.action='rebalance'"
-            )
-
     @property
     def order(self) -> RowOrder:
         """Which rows of the plan the steps take."""
         return self.recorded_order or RowOrder(sizes=((0, self.step.batch_size),))
+
+    @property
+    def turns(self) -> frozenset[int]:
+        """Steps (counted from 0) whose rows are of another kind than those before: mixture or batch size change."""
+        sizes = {first for first, _ in self.order.sizes[1:]}
+        return frozenset({phase.from_step for phase in self.plan.config.phases} | sizes)
 
     def rows_before(self, step: int) -> int:
         """Rows of the plan that the first `step` updates use."""

@@ -1,9 +1,17 @@
 """The mixture of a run by phases: shown at the start, recorded when it changes, and what to type to change it."""
 
+import contextlib
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from llm_jax.checkpoint.run_folder import append_event
+from llm_jax.checkpoint.run_folder import CHECKPOINTS, append_event, steps_in
+from llm_jax.config import to_dict
+from llm_jax.data.mixture import DataConfig
+from llm_jax.data.page_checks import DamagedShardError
+from llm_jax.data.phases import LeftOut
+from llm_jax.errors import DataError
 from llm_jax.run.parts import Parts
 
 # settings whose change can be written as a phase
@@ -26,6 +34,8 @@ def as_phase(parts: Parts, record: dict[str, Any], changed: dict[str, Any]) -> s
         return (
             f", or name the sources as they were and add others by a phase: --data.sources '{told}'"
         )
+    if "data.leave_out" in changed:
+        return f" and leave shards out from here on: from_step {step} in --data.leave-out"
     if any(name in changed for name in WEIGHTS):
         kept = [phase for phase in data.get("phases", []) if phase["from_step"] < step]
         first = "data.phases" not in changed  # the weights of step 0 are what was changed
@@ -34,6 +44,22 @@ def as_phase(parts: Parts, record: dict[str, Any], changed: dict[str, Any]) -> s
         phases = json.dumps([*kept, {"from_step": step, "sources": sources}], ensure_ascii=False)
         return f" and write the change as a phase: --data.phases '{phases}'"
     return ""
+
+
+@contextlib.contextmanager
+def leaving_out(run: Path, data: DataConfig) -> Iterator[None]:
+    """Adds to the error about a damaged shard what goes on without it, from the newest checkpoint on."""
+    try:
+        yield
+    except DamagedShardError as error:
+        if "/train-" not in error.shard:  # held-out text is measured whole, or not at all
+            raise
+        newest = max(steps_in(run / CHECKPOINTS), default=0)
+        others = [left for left in data.leave_out if left.shard != error.shard]
+        wanted = (*others, LeftOut(shard=error.shard, from_step=newest))
+        raise DataError(
+            f"{error}, or go on without it: --data.leave-out '{json.dumps(to_dict(wanted), ensure_ascii=False)}'"
+        ) from None
 
 
 def record_phases(parts: Parts, record: dict[str, Any]) -> None:
@@ -45,6 +71,7 @@ def record_phases(parts: Parts, record: dict[str, Any]) -> None:
             step=record["step"],
             before=record["mixture"],
             now=parts.plan.mixture(),
+            left_out=parts.plan.left_out(),
             plan_digest=parts.plan.digest,
         )
 
@@ -61,5 +88,8 @@ def mixture_lines(parts: Parts) -> list[str]:
         told = f"step {begin}" + (f" to {begin + ramp}, changing into" if ramp else "")
         late = " (after the end)" if begin >= steps else ""
         lines.append(f"           from {told}{late}: {shares}")
+    for left in plan.left_out():
+        told = f"step {left['from_step']}: without {left['shard']}, {left['share']:.1%} of {left['source']}"
+        lines.append(f"           from {told}")
     seen = ", ".join(f"{name} {count:.1f}" for name, count in epochs.items())
     return [*lines, f"           epochs at step {steps}: {seen}"]

@@ -13,12 +13,13 @@ from llm_jax import tokenizer as tokenizers
 from llm_jax.api import model_config
 from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataConfig, DataPlan
-from llm_jax.data.shards import Prepared, open_prepared
+from llm_jax.data.shards import Prepared
 from llm_jax.errors import CheckpointError, ConfigError, DataError
 from llm_jax.eval.windows import Corpus, EvalConfig, corpus_from_split
 from llm_jax.model import ModelConfig
 from llm_jax.run import cli, continuation, launch
-from llm_jax.run.parts import BEST_METRIC, Beginning, Parts, SampleConfig, assemble, plan_of
+from llm_jax.run.parts import BEST_METRIC, Beginning, Parts, SampleConfig, assemble
+from llm_jax.run.phases import leaving_out
 from llm_jax.run.provenance import recorded_order
 from llm_jax.run.rebalance import check_share, recorded_guard
 from llm_jax.run.session import train_session
@@ -103,7 +104,8 @@ def pretrain(
     config: PretrainConfig, console: Console, *, take_over: bool = False, from_step: int = -1
 ) -> TrainState:
     """Runs a pretraining session; see `train_session`."""
-    return train_session(parts_of(config, take_over=take_over, from_step=from_step), console)
+    with leaving_out(Path(config.run), config.data):
+        return train_session(parts_of(config, take_over=take_over, from_step=from_step), console)
 
 
 def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int = -1) -> Parts:
@@ -112,7 +114,7 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
     Raises:
       ConfigError, DataError, CheckpointError: they are not there, or do not fit.
     """
-    prepared = open_prepared(config.data.prepared)
+    prepared = config.data.open()
     if prepared.holds_pairs:
         raise DataError(
             f"{config.data.prepared}: holds pairs of answers; llm-jax instruct --method dpo learns from them"
@@ -124,7 +126,7 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
     guard = recorded_guard(Path(config.run), from_step)
     config = replace(config, data=guard.applied(config.data))
     order = recorded_order(Path(config.run), from_step, config.step.batch_size)
-    plan = plan_of(config.data, order, config.train.steps, prepared)
+    plan = DataPlan(config.data, prepared, order=order, steps=config.train.steps)
     corpora = heldout_corpora(plan, prepared, tokenizer, config.eval)
     check_guard(config, corpora)
     check_share(config.forgetting, plan)

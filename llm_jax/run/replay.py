@@ -114,7 +114,7 @@ def _again(
     logged = logged_rows(parts.folder / "metrics.jsonl")
     begin = int(state.step)
     again = functools.partial(enter, model=parts.model, optimizer=optimizer_of(parts), mesh=mesh)
-    one_step = staged_step(stages.plan, stages.steps, begin, again)
+    one_step = staged_step(stages.plan, stages.steps, begin, again, parts.turns)
     problems, compared = [], 0
     with closing(placed_batches(parts, mesh, begin)) as feed:
         for number, batch in zip(range(begin + 1, step + 1), feed, strict=False):

@@ -13,9 +13,10 @@ from typing import Any
 from llm_jax.checkpoint.processes import is_first
 from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.checkpoint.store import Store
+from llm_jax.data.mixture import DataPlan
 from llm_jax.data.row_order import RowOrder
 from llm_jax.errors import TrainingError
-from llm_jax.run.parts import Parts, plan_of
+from llm_jax.run.parts import Parts
 from llm_jax.run.provenance import order_after
 from llm_jax.run.rebalance import Guard
 from llm_jax.train import BadStepsError, TrainState
@@ -29,15 +30,18 @@ def as_recorded(parts: Parts, record: Mapping[str, Any]) -> Parts:
 
     Phases that the guard added after it come again.
     """
-    guard = replace(Guard.of_record(record), phases=parts.guard.phases)
-    return _ordered(replace(parts, guard=guard), order_after(record, parts.step.batch_size))
+    return _ordered(_guarded(parts, record), order_after(record, parts.step.batch_size))
+
+
+def _guarded(parts: Parts, record: Mapping[str, Any]) -> Parts:
+    return replace(parts, guard=replace(Guard.of_record(record), phases=parts.guard.phases))
 
 
 def _ordered(parts: Parts, order: RowOrder) -> Parts:
     """The run with this order of rows, and phases that begin where its steps then come to."""
     if order == parts.order:
         return parts
-    plan = plan_of(parts.plan.config, order, parts.train.steps)
+    plan = DataPlan(parts.plan.config, order=order, steps=parts.train.steps)
     return replace(parts, recorded_order=order, plan=plan)
 
 
@@ -76,5 +80,5 @@ def roll_back(
             lost_steps=steps,
             lost_seconds=round(seconds, 3),
         )
-    parts = as_recorded(parts, record)
-    return _ordered(parts, replace(order, sizes=parts.order.sizes)), state
+    sizes = order_after(record, parts.step.batch_size).sizes
+    return _ordered(_guarded(parts, record), replace(order, sizes=sizes)), state

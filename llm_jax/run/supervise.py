@@ -12,8 +12,8 @@ Progress is a newer checkpoint in the run folder (`--run`, by default the comman
 `--healthy-seconds`. SIGTERM, SIGINT and SIGUSR1 are passed on; after the first two it is not started again.
 Nothing that the command started outlives it.
 
-`--processes N` starts N processes on this host, joined by LLM_JAX_... variables; when one fails all are started
-again, after two launches without progress with one process fewer, down to `--min-processes`. On several hosts
+`--processes N` starts N processes on this host, joined by LLM_JAX_... variables, each with its part of the host's
+GPUs by CUDA_VISIBLE_DEVICES (a process alone would take them all); when one fails all are started again, after two launches without progress with one process fewer, down to `--min-processes`. On several hosts
 each has its own supervisor, and the roll call at the start brings them together again.
 """
 
@@ -27,6 +27,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,17 +106,13 @@ class Supervisor:
         """Runs the command once, in one process or several; 0 if all ended well, else the first failure."""
         self.launches += 1
         environments = [dict(os.environ)]
-        if processes > 1 or self.plan.processes > 1:
+        if self.plan.processes > 1:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
-                coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+                port = probe.getsockname()[1]
+            parts = gpu_parts(host_gpus(os.environ), self.plan.processes)
             environments = [
-                {
-                    **os.environ,
-                    "LLM_JAX_COORDINATOR": coordinator,
-                    "LLM_JAX_PROCESSES": str(processes),
-                    "LLM_JAX_PROCESS_ID": str(index),
-                }
+                {**os.environ, **joined(port, processes, index), **parts[index]}
                 for index in range(processes)
             ]
         try:
@@ -147,6 +144,46 @@ class Supervisor:
             if None not in statuses or time.monotonic() > deadline:
                 return first
             time.sleep(0.05)
+
+
+def joined(port: int, processes: int, index: int) -> dict[str, str]:
+    """The variables by which a process finds the others of this host."""
+    return {
+        "LLM_JAX_COORDINATOR": f"127.0.0.1:{port}",
+        "LLM_JAX_PROCESSES": str(processes),
+        "LLM_JAX_PROCESS_ID": str(index),
+    }
+
+
+def host_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> list[str]:
+    """The NVIDIA GPUs that the command may use, as CUDA names them; none when JAX is told to use others."""
+    platforms = environ.get("JAX_PLATFORMS", "")
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
+        return []
+    if "CUDA_VISIBLE_DEVICES" in environ:
+        return [name for name in environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    # CUDA counts from 0 whatever the numbers of the devices that a container was given
+    return [str(number) for number, _ in enumerate(devices.glob("nvidia[0-9]*"))]
+
+
+def gpu_parts(gpus: list[str], processes: int) -> list[dict[str, str]]:
+    """The variables that give each process its GPUs: consecutive ones, equally many; none on a host without.
+
+    With fewer processes after failures each keeps as many as it had.
+
+    Raises:
+      ConfigError: they cannot be shared out.
+    """
+    if not gpus:
+        return [{}] * processes
+    if len(gpus) % processes:
+        raise ConfigError(
+            f"--processes={processes} must divide the {len(gpus)} GPUs of this host ({','.join(gpus)}); choose "
+            "another number, or other GPUs by CUDA_VISIBLE_DEVICES"
+        )
+    each = len(gpus) // processes
+    shared = [gpus[each * index : each * (index + 1)] for index in range(processes)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in shared]
 
 
 def die_with_parent() -> None:

@@ -2,6 +2,11 @@
 
 The history lies in the optimizer's state and so in every checkpoint: a resumed run judges as an
 uninterrupted one. A skipped step leaves no trace in it.
+
+Where the rows become another kind (a phase of the mixture, another batch size) the history begins anew, as at the
+start of a run: for `window` steps nothing is a spike. A ramp begins anew once, at its first step. One that is
+shorter than the window is over when steps are judged again; in a longer one a loss that rises in a straight line
+stands 1.35 deviations above the history of `window` steps before it, however steep the line is.
 """
 
 from typing import Any, NamedTuple
@@ -48,6 +53,16 @@ def is_spike(opt_state: Any, grad_norm: jax.Array, loss: jax.Array, deviations: 
     spread = DEVIATION * jnp.median(jnp.abs(opt_state.recent - middle), axis=0, keepdims=True)
     bound = middle + deviations * jnp.maximum(spread, LEAST * jnp.abs(middle))
     return jnp.any(seen[None] > bound)  # comparisons with NaN are false
+
+
+def forget(opt_state: Any) -> Any:
+    """The state with an empty history, on the same devices."""
+    if not isinstance(opt_state, Watched):
+        return opt_state
+    empty = jax.jit(
+        lambda recent: jnp.full_like(recent, jnp.nan), out_shardings=opt_state.recent.sharding
+    )
+    return opt_state._replace(recent=empty(opt_state.recent))
 
 
 def remember(opt_state: Any, grad_norm: jax.Array, loss: jax.Array) -> Any:

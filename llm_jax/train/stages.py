@@ -6,7 +6,7 @@ own optimizer state: entering the second one starts Adam afresh, since it has se
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Literal, NamedTuple
 
 import optax
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError
 from llm_jax.model import ModelConfig
+from llm_jax.train.guard import forget
 from llm_jax.train.optimizer import OptimizerConfig, make_schedule
 from llm_jax.train.state import TrainState, state_of
 from llm_jax.train.trainable import ALL, Trainable
@@ -142,6 +143,7 @@ def staged_step(
     steps: Sequence[Step],
     start: int,
     begin: Callable[[TrainState, Trainable], TrainState],
+    turns: Container[int] = (),
 ) -> Step:
     """The step of whichever stage is next, with the optimizer's state made anew where one begins.
 
@@ -150,6 +152,7 @@ def staged_step(
       steps: the compiled step of each.
       start: updates done before; from there they are counted on the host, so that none is waited for.
       begin: `enter` with the model, the optimizer and the mesh filled in.
+      turns: updates done before steps whose rows are of another kind: spikes are not judged by what was before.
     """
     counter = itertools.count(start)
 
@@ -158,6 +161,8 @@ def staged_step(
         index = stage_of(stages, done + 1)
         if index and done == stages[index].first:
             state = begin(state, stages[index].trainable)
+        if done in turns:
+            state = state._replace(opt_state=forget(state.opt_state))
         return steps[index](state, batch)
 
     return step

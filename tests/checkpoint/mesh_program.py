@@ -7,12 +7,11 @@ import os
 import sys
 from pathlib import Path
 
+from tests.virtual_devices import with_devices
+
 FOLDER, VERB, SHAPE = Path(sys.argv[1]), sys.argv[2], tuple(map(int, sys.argv[3].split("x")))
 PROCESS, PROCESSES, PORT = (int(word) for word in [*sys.argv[4:], "0", "1", "0"][:3])
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={SHAPE[0] * SHAPE[1] // PROCESSES}"
-)
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ |= with_devices(SHAPE[0] * SHAPE[1] // PROCESSES)
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -1,6 +1,5 @@
 """Folders of others as our parameters: every value in its place, whatever the dtype, files and devices."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from llm_jax.checkpoint.hf_import import differences, lead, open_source, read_pa
 from llm_jax.errors import ConfigError
 from tests.checkpoint import hf_folders
 from tests.checkpoint.hf_folders import BFLOAT16, GPT2, LLAMA
+from tests.virtual_devices import with_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,9 +137,8 @@ print("same")
 @pytest.mark.multidevice
 def test_tensors_go_straight_to_the_shards_of_a_mesh(tmp_path):
     hf_folders.write(tmp_path, LLAMA)
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     done = subprocess.run(
         [sys.executable, "-c", MESH_PROGRAM, str(tmp_path)], cwd=ROOT, text=True, check=False,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, capture_output=True,
+        env=with_devices(4), capture_output=True,
     )  # fmt: skip
     assert done.stdout == "same\n", done.stderr

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 from tests.run.tiny_runs import ROOT
+from tests.virtual_devices import with_devices
 
 PROGRAM = """
 import jax, jax.numpy as jnp, numpy as np
@@ -38,11 +39,6 @@ assert both == [named(6), named(7)], both  # two copies: nobody knows which is r
 
 
 def test_one_flipped_bit_in_one_copy_is_named_by_its_device():
-    environment = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "PATH": "/usr/bin:/bin",
-    }
     words = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=ROOT, env=with_devices(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

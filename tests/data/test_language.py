@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.data.documents import Rejects
+from llm_jax.data.documents import Document, Rejects
 from llm_jax.data.language import identify
-from llm_jax.data.language_stage import LanguageStage, language_stage
+from llm_jax.data.language_stage import (
+    LanguageStage,
+    language_judge,
+    language_stage,
+    with_opinion,
+)
 from llm_jax.data.ngram_score import train
+from llm_jax.data.second_opinion import differ
+from llm_jax.data.sift import Seen
 from llm_jax.data.sources import SourceConfig, read_documents
 from llm_jax.errors import ConfigError, DataError
 
@@ -146,6 +153,53 @@ def test_what_is_unlike_the_reference_is_dropped_with_any_number_of_workers(tmp_
     assert made[0]["seen"]["web"]["dropped"] == {"zh, unlike the reference": 1}
     assert made[0]["digest"] == made[1]["digest"]
     assert made[0]["references"]["zh"]["bits"] == model.quantiles
+
+
+def test_a_second_opinion_decides_nothing_and_is_counted_with_samples():
+    says = {
+        ZH: "zh",
+        EN: "fr",
+        "彩票 发票 贷款": "",
+        "Guten Morgen, liebe Sorgen": "de",
+        "1234": "ko",
+    }
+    judge = with_opinion(language_judge(("zh", "en"), {}, 0.0), says.__getitem__)
+    seen = Seen()
+    for number, text in enumerate(says):
+        judgement = judge(text)
+        assert judgement.keep == (identify(text).language in ("zh", "en"))
+        assert ("second_opinion", "fr") in judgement.fields or text != EN
+        seen.add(Document(text, "a", f"f:{number}"), judgement)
+    assert seen.report()["remarks"] == {"en, lingua says fr": 1}
+    assert [s["id"] for s in seen.samples if "lingua" in s["reason"]] == ["f:1"]
+    assert differ("latin", "en")
+    assert not differ("latin", "fr")
+
+
+@pytest.mark.oracle
+@pytest.mark.skipif(not CORPUS.is_dir(), reason="needs ../shared/corpus")
+def test_lingua_agrees_on_plain_paragraphs(tmp_path):
+    pytest.importorskip("lingua")
+    for name in ("zh-d2l", "en-python-docs"):
+        with gzip.open(CORPUS / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+            paragraphs = [p for line in lines for p in json.loads(line)["text"].split("\n\n")]
+        plain = [p for p in paragraphs if len(p) > 200 and is_plainly(name[:2], p)][:500]
+        raw = tmp_path / f"{name}.jsonl"
+        raw.write_text("".join(json.dumps({"text": p}) + "\n" for p in plain))
+        source = SourceConfig(name="a", path=str(raw))
+        made = [
+            language_stage(
+                LanguageStage(
+                    sources=(source,),
+                    output=str(tmp_path / f"{name}-{workers}"),
+                    second_opinion=True,
+                    workers=workers,
+                )
+            )
+            for workers in (0, 2)
+        ]
+        assert made[0]["digest"] == made[1]["digest"]
+        assert sum(made[0]["seen"]["a"].get("remarks", {}).values()) <= 0.01 * len(plain)
 
 
 def test_a_limit_without_a_reference_and_nothing_kept_are_refused(tmp_path):

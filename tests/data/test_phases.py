@@ -8,6 +8,7 @@ import pytest
 from llm_jax.data.interleave import PERIOD, Schedule, Stretch
 from llm_jax.data.mixture import DataConfig, DataPlan
 from llm_jax.data.phases import Phase, raised
+from llm_jax.data.row_order import RowOrder
 from llm_jax.data.weights import SourceWeight, by_temperature, unimax
 from llm_jax.errors import ConfigError
 
@@ -135,7 +136,7 @@ TEXTS = {name: [f"{name} {i} " * (1 + i % 5) for i in range(40)] for name in "ab
 def plan_of(prepared, *phases, batch_size=4, steps=100, **settings):
     defaults = {"sources": weights(a=1, b=1), "seq_len": 32, "prepared": str(prepared.folder)}
     config = DataConfig(**(defaults | settings), phases=phases)
-    return DataPlan(config, prepared, rows_before=lambda step: step * batch_size, steps=steps)
+    return DataPlan(config, prepared, order=RowOrder(sizes=((0, batch_size),)), steps=steps)
 
 
 def test_a_later_phase_leaves_the_digest_and_the_rows_before_it_alone(make_prepared):

@@ -117,7 +117,9 @@ def tfds_folder(tmp_path_factory):
                 yield n, {"text": text, "n": n}
 
     root = tmp_path_factory.mktemp("tfds")
-    builder = TinyTexts(data_dir=str(root), file_format="array_record")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(root))  # TFDS leaves a folder behind
+        builder = TinyTexts(data_dir=str(root), file_format="array_record")
     builder.download_and_prepare()
     return str(builder.data_path)
 

@@ -13,6 +13,7 @@ import pytest
 from llm_jax.data.loader import batches
 from llm_jax.data.mixture import DataConfig, DataPlan
 from llm_jax.data.phases import Phase
+from llm_jax.data.row_order import RowOrder
 from llm_jax.data.weights import SourceWeight
 
 BATCH, STEPS = 12, 30
@@ -44,7 +45,7 @@ def config(make_prepared):
 
 
 def plan_of(config):
-    return DataPlan(config, rows_before=lambda step: step * BATCH)
+    return DataPlan(config, order=RowOrder(sizes=((0, BATCH),)))
 
 
 def digest_of(rows):

@@ -134,7 +134,10 @@ def translations(tmp_path_factory):
             for number, (zh, en) in enumerate((("早上好", "good morning"), ("晚安", "good night"))):
                 yield number, {"pair": {"zh": zh, "en": en}, "source": "book"}
 
-    builder = Pairs(data_dir=str(tmp_path_factory.mktemp("pairs")), file_format="array_record")
+    folder = str(tmp_path_factory.mktemp("pairs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", folder)  # TFDS leaves a folder behind
+        builder = Pairs(data_dir=folder, file_format="array_record")
     builder.download_and_prepare()
     return str(builder.data_path)
 

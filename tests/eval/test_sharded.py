@@ -1,11 +1,12 @@
 """Scores and generated text do not depend on the mesh. One process of its own, with eight devices."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.virtual_devices import with_devices
 
 SCRIPT = """
 import dataclasses
@@ -46,10 +47,9 @@ for sizes in ({"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 8}):
 
 @pytest.mark.multidevice
 def test_scores_and_text_on_eight_devices_equal_those_on_one():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT], env=environment, cwd=root, capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", SCRIPT], env=with_devices(8), cwd=root, capture_output=True, text=True
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same on") == 2, done.stdout

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -137,10 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(stub.delay)
         with stub.lock:  # before the answer: whoever has read it may ask again at once
             stub.at_once -= 1
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the client was killed
             self._reply(stub, body, key, stub.fault(key, attempt))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the client was killed
 
     def _reply(self, stub: Stub, body: dict[str, Any], key: str, fault: str) -> None:
         if fault.isdecimal():

@@ -103,7 +103,7 @@ def test_gzip_and_parquet_hold_the_same_conversations(tmp_path):
     assert read(tmp_path / "c.parquet")[0] == plain
 
 
-def test_a_tfds_dataset_holds_the_same_conversations(tmp_path):
+def test_a_tfds_dataset_holds_the_same_conversations(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
     class TinyTalks(tfds.core.GeneratorBasedBuilder):
@@ -123,6 +123,7 @@ def test_a_tfds_dataset_holds_the_same_conversations(tmp_path):
         def _generate_examples(self):  # pyright: ignore
             yield 0, FORMATS["messages"]
 
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # TFDS leaves a folder behind
     builder = TinyTalks(data_dir=str(tmp_path), file_format="array_record")
     builder.download_and_prepare()
     found, rejects = read(f"{builder.data_path}:train", format="tfds")

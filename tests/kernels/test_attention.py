@@ -1,7 +1,6 @@
 """Attention against its definition: numbers, gradients, memory, sharding, refused arguments."""
 
 import itertools
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from tests.kernels.attention_cases import (
     make_inputs,
     run,
 )
+from tests.virtual_devices import with_devices
 
 IMPLEMENTATIONS = ["reference", "xla_chunked"]
 N, H = 6, 8
@@ -183,10 +183,12 @@ def test_saving_the_named_results_spares_a_second_forward():
 @pytest.mark.multidevice
 def test_sharded_over_batch_and_heads_it_needs_no_gathering():
     script = Path(__file__).with_name("attend_on_a_mesh.py")
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(script)],
+        env=with_devices(4),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "xla_chunked ok\nreference ok\n"

@@ -1,6 +1,5 @@
 """The fused head and loss against numpy in float64, and that it never holds the logits."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from llm_jax.errors import ConfigError
 from llm_jax.kernels.cross_entropy import cross_entropy, reference, token_nats, xla_tiled
 from tests.shapes import largest_array
+from tests.virtual_devices import with_devices
 
 B, T, D, V = 3, 17, 12, 53  # 51 tokens are no multiple of a tile, 53 columns none of a slab
 
@@ -236,11 +236,10 @@ def test_tiles_are_as_long_as_the_budget_allows(monkeypatch, tokens, vocab, rows
 
 
 def test_on_every_mesh_the_result_is_that_of_one_device():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.kernels.cross_entropy_on_a_mesh"],
-        env=environment, cwd=root, capture_output=True, text=True, check=False,
+        env=with_devices(8), cwd=root, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("same on") == 7, done.stdout

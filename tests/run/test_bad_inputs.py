@@ -315,8 +315,8 @@ def truncate(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("en/train-00000.tokens.npy", r"bytes, but \d+ were written; prepare the data again"),
-        ("zh/train-00000.documents.npy", r"bytes, but \d+ were written; prepare the data again"),
+        ("en/train-00000.tokens.npy", r"bytes, but \d+ were written; put a good copy back"),
+        ("zh/train-00000.documents.npy", r"bytes, but \d+ were written; put a good copy back"),
         ("manifest.json", "damaged manifest"),
         ("tokenizer/tokenizer.model", "not a SentencePiece model, or a damaged one"),
     ],

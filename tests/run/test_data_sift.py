@@ -1,6 +1,7 @@
 """`data language`, `data dedup` and `data decontaminate` from the command line."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 
@@ -33,15 +34,23 @@ def run(capsys, *words):
     ],
 )
 def test_each_command_writes_sources_for_the_next(capsys, tmp_path, raw, words, told, folder):
+    against = tmp_path / "eval.jsonl"
     if words[-1] == "--against":
-        (tmp_path / "eval.jsonl").write_text(json.dumps({"text": ZH}) + "\n")
-        words = [*words, f"test={tmp_path}/eval.jsonl"]
+        against.write_text(json.dumps({"text": ZH}) + "\n")
+        words = [*words, f"test={against}"]
     output = tmp_path / "out"
     status, out, err = run(capsys, *words, "--source", f"web={raw}", "--output", str(output))
     assert (status, err) == (0, "")
     assert told.replace("no near", "near repeats") in out
     assert (output / folder / "part-00000.jsonl.zst").is_file()
-    assert run(capsys, "verify", str(output))[0] == 0
+    status, out, _ = run(capsys, "verify", str(output))
+    assert status == 0
+    assert ("reference zh: " in out) == ("--reference" in words)
+    if against.is_file():
+        against.write_text(json.dumps({"text": ZH[::-1]}) + "\n")
+        status, _, err = run(capsys, "verify", str(output))
+        assert status == 2
+        assert f"against test: {against}: content differs" in err
 
 
 @pytest.mark.parametrize(
@@ -51,6 +60,10 @@ def test_each_command_writes_sources_for_the_next(capsys, tmp_path, raw, words, 
         (["dedup", "--treshold", "0.1"], "did you mean '--threshold'"),
         (["language", "--keep", "fr"], "no document of any source is kept"),
         (["language", "--reference", "zh=nowhere.txt"], "'nowhere.txt' does not exist"),
+        pytest.param(
+            *(["language", "--second-opinion"], "lingua; pip install 'llm-jax[lid]'"),
+            marks=pytest.mark.skipif(find_spec("lingua") is not None, reason="lingua is there"),
+        ),
         (["decontaminate"], "--against"),
         (["decontaminate", "--against", "t=nowhere.txt"], "'nowhere.txt' does not exist"),
     ],

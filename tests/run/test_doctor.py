@@ -1,6 +1,5 @@
 """The preflight, alone and between real processes: all equal, one different, one missing."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 
 from llm_jax.run import cli, doctor
 from tests.run.tiny_runs import CONFIG, DEADLINE, ROOT
+from tests.virtual_devices import with_devices
 
 
 def test_on_one_host_it_says_what_a_run_would_use_and_writes_nothing(two_sources, tmp_path, capsys):
@@ -77,9 +77,7 @@ def test_what_differs_is_told_by_host_and_name_and_a_broken_host_by_its_own_word
 def start(words: list[str], index: int, processes: int, port: int, log: Path) -> subprocess.Popen:
     """One process of the preflight, with two devices."""
     environ = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        **with_devices(2),
         "LLM_JAX_COORDINATOR": f"127.0.0.1:{port}",
         "LLM_JAX_PROCESSES": str(processes),
         "LLM_JAX_PROCESS_ID": str(index),

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from llm_jax.checkpoint import read_meta
 from llm_jax.checkpoint.store import CheckpointConfig
+from llm_jax.data.mixture import DataPlan
 from llm_jax.data.phases import Phase
 from llm_jax.data.row_order import RowOrder
 from llm_jax.data.weights import SourceWeight
 from llm_jax.errors import TrainingError
-from llm_jax.run.parts import plan_of
 from llm_jax.run.pretrain import PretrainConfig, pretrain
 from llm_jax.train import StepConfig, TrainConfig
 from tests.run.tiny_pretrain import config as tiny
@@ -94,17 +94,38 @@ def test_without_a_checkpoint_before_them_the_run_stops_and_says_so(two_sources,
         train(dataclasses.replace(wanted, checkpoint=rare))
 
 
+@pytest.mark.slow
+def test_the_first_steps_of_another_mixture_are_no_spikes_and_a_resumed_run_judges_alike(
+    two_sources, tmp_path
+):
+    turn = 22  # not a step that is saved
+    wanted = config(tmp_path / "run", two_sources, max_rollbacks=2)
+    to_en = Phase(from_step=turn, sources=(SourceWeight(name="en"),))
+    data = dataclasses.replace(wanted.data, phases=(to_en,))
+    # judged by the steps of both languages, step 23 is a spike as often as it is done again
+    straight = train(dataclasses.replace(wanted, data=data))
+    assert not backs(straight)
+    for number, step in enumerate((turn - 2, turn + 2)):  # as a kill leaves it
+        run = straight.copy(tmp_path / str(number))
+        for name in run.saved():
+            if int(name) > step:
+                shutil.rmtree(run.folder / "checkpoints" / name)
+        train(dataclasses.replace(wanted, data=data, run=str(run.folder)))
+        assert run.arrays(STEPS) == straight.arrays(STEPS), "the history of spikes is among them"
+        assert run.metrics() == straight.metrics()
+
+
 def test_a_phase_begins_at_its_step_whatever_was_left_out_before_it(two_sources):
     to_zh = Phase(from_step=6, sources=(SourceWeight(name="zh"),))
     data = dataclasses.replace(tiny().data, prepared=str(two_sources), phases=(to_zh,))
     straight = RowOrder(sizes=((0, 8),))
     order = straight.without(2, 3)
-    plan = plan_of(data, order, STEPS)
+    plan = DataPlan(data, order=order, steps=STEPS)
     for step in range(12):
         sources = {plan.source_of(row) for row in order.rows(step).tolist()}
         assert sources == ({"zh"} if step >= 6 else {"en", "zh"})
     # and the rows before the decision are those that were seen
-    before = plan_of(data, straight, STEPS)
+    before = DataPlan(data, order=straight, steps=STEPS)
     assert plan.digest_before(order.rows_before(2) - 16) == before.digest_before(16)
 
 
@@ -112,5 +133,7 @@ def test_what_is_shared_out_over_the_run_does_not_change_when_batches_are_left_o
     settings = {"rule": "unimax", "max_epochs": 2.0, "sources": ()}
     data = dataclasses.replace(tiny().data, prepared=str(two_sources), **settings)
     straight = RowOrder(sizes=((0, 8),))
-    plans = [plan_of(data, order, STEPS) for order in (straight, straight.without(2, 9))]
+    plans = [
+        DataPlan(data, order=order, steps=STEPS) for order in (straight, straight.without(2, 9))
+    ]
     assert plans[0].digest == plans[1].digest

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from llm_jax.errors import ConfigError
 from llm_jax.run import cli, supervise
+from llm_jax.run.launch import find_cluster
 from tests.run.tiny_pretrain import STEPS
 from tests.run.tiny_runs import DEADLINE, ROOT
 
@@ -19,8 +21,9 @@ CHILD = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
 folder, plan = Path(sys.argv[1]), sys.argv[2].split(",")
+gpus = "/" + os.environ["CUDA_VISIBLE_DEVICES"] if os.environ.get("CUDA_VISIBLE_DEVICES") else ""
 with (folder / "launches").open("a") as file:
-    file.write(os.environ.get("LLM_JAX_PROCESS_ID", "") + "/" + os.environ.get("LLM_JAX_PROCESSES", "") + "\\n")
+    file.write(os.environ.get("LLM_JAX_PROCESS_ID", "") + "/" + os.environ.get("LLM_JAX_PROCESSES", "") + gpus + "\\n")
 mine = [line for line in (folder / "launches").read_text().split() if line[0] in "/0"]
 word = plan[min(len(mine), len(plan)) - 1]
 if word.startswith("save"):
@@ -141,6 +144,8 @@ def alive(pid: int) -> bool:
 def test_of_two_processes_one_that_fails_ends_both_and_fewer_are_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(supervise, "GRACE", 0.2)
     previous = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     options = ("--processes", "2", "--min-processes", "1")
     try:
         assert cli.run(supervise.main, words(tmp_path, "second", *options)) == 0
@@ -149,14 +154,38 @@ def test_of_two_processes_one_that_fails_ends_both_and_fewer_are_tried(tmp_path,
             (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1), previous, strict=True
         ):
             signal.signal(number, handler)
-    assert sorted((tmp_path / "launches").read_text().split()) == [
-        "0/1",
-        "0/2",
-        "0/2",
-        "1/2",
-        "1/2",
-    ]
+    told = sorted((tmp_path / "launches").read_text().split())
+    assert told == ["0/1/3", "0/2/3", "0/2/3", "1/2/5", "1/2/5"]
     assert os.environ.get("LLM_JAX_PROCESSES") is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "nodes", "gpus"),
+    [
+        ({}, [], []),
+        ({}, ["nvidia4", "nvidia5", "nvidiactl", "nvidia-uvm"], ["0", "1"]),  # as in a container
+        ({"CUDA_VISIBLE_DEVICES": "6,7"}, ["nvidia0"], ["6", "7"]),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ["nvidia0"], []),
+        ({"JAX_PLATFORMS": "cpu"}, ["nvidia0", "nvidia1"], []),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, ["nvidia0"], ["0"]),
+    ],
+)
+def test_the_gpus_of_a_host_are_those_that_its_command_may_use(tmp_path, environ, nodes, gpus):
+    for name in nodes:
+        (tmp_path / name).touch()
+    assert supervise.host_gpus(environ, tmp_path) == gpus
+
+
+def test_processes_share_the_gpus_of_their_host_evenly_and_each_is_told_which_it_is():
+    parts = supervise.gpu_parts(["0", "1", "2", "3"], 2)
+    assert parts == [{"CUDA_VISIBLE_DEVICES": "0,1"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
+    assert supervise.gpu_parts([], 3) == [{}, {}, {}]
+    with pytest.raises(ConfigError, match=r"--processes=3 must divide the 4 GPUs .*\(0,1,2,3\)"):
+        supervise.gpu_parts(["0", "1", "2", "3"], 3)
+    cluster = find_cluster(environ=supervise.joined(61440, 2, 1))
+    assert cluster
+    assert (cluster.coordinator, cluster.processes, cluster.index) == ("127.0.0.1:61440", 2, 1)
+    assert cluster.local_device is None, "all that it sees are its own"
 
 
 @pytest.mark.parametrize(

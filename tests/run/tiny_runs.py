@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_jax.checkpoint import read_meta
+from tests.virtual_devices import with_devices
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(Path(__file__).with_name("tiny_pretrain.py"))
@@ -114,15 +115,10 @@ class Run:
     ) -> Process:
         """Starts the command on this many virtual devices; `largest_file` limits what it can write."""
         number = len(list(self.folder.parent.glob("*.log")))
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        if devices > 1:  # programs that few steps use: half the time to compile
-            flags += " --xla_backend_optimization_level=0"
         return Process(
             self.words(*words),
             {
-                **os.environ,
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": flags,
+                **with_devices(devices),
                 "JAX_COMPILATION_CACHE_DIR": str(self.compiled),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 **environment,

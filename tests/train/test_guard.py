@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from llm_jax.train.guard import Watched, is_spike, remember, watch
+from llm_jax.train import ALL, Stage, TrainState, staged_step
+from llm_jax.train.guard import Watched, forget, is_spike, remember, watch
 
 # medians 2 and 4; deviations from them 0 to 0.2, median 0.1: a robust standard deviation of 0.148
 NORMS = [1.8, 1.9, 1.9, 2.0, 2.0, 2.1, 2.1, 2.2]
@@ -41,6 +42,48 @@ def test_an_even_history_does_not_make_every_wiggle_a_spike():
     flat = Watched((), jnp.full((8, 2), 2.0))
     assert not spike(2.001, 2.001, state=flat)
     assert spike(2.1, 2.0, state=flat)
+
+
+@pytest.mark.parametrize("window", [8, 128])
+def test_what_rises_in_a_straight_line_is_no_spike_however_steep(window):
+    for slope in (1e-3, 1.0, 1e3):
+        line = 2.0 + slope * np.arange(window + 1)
+        ramp = Watched((), jnp.asarray(np.stack([line[:-1]] * 2, axis=1), jnp.float32))
+        assert not spike(line[-1], line[-1], deviations=2.0, state=ramp)
+        assert spike(line[-1] + window * slope, 0.0, deviations=2.0, state=ramp)
+
+
+def test_where_the_rows_change_the_history_begins_anew_and_nowhere_else():
+    watched = watch(optax.sgd(1.0), 8)
+    state = TrainState({}, watched.init({}), jnp.int32(0), jnp.int32(0), jnp.int32(0))
+
+    def step(state, seen):
+        now = state._replace(opt_state=remember(state.opt_state, seen, seen))
+        return now, is_spike(state.opt_state, seen, seen, 6.0)
+
+    def spikes(start: int, state: TrainState, turns: set[int]) -> tuple[list[int], TrainState]:
+        one_step = staged_step([Stage(0, ALL, lambda _: 0.0)], [step], start, no_stage, turns)
+        found = []
+        for number in range(start, 30):
+            loss = 2.0 + 0.01 * (number % 3) + (5.0 if number >= 12 else 0.0) + 5.0 * (number == 25)
+            state, spike = one_step(state, jnp.float32(loss))
+            found += [number] if spike else []
+        return found, state
+
+    assert 12 in spikes(0, state, set())[0], "another mixture looks like a spike"
+    found, end = spikes(0, state, {12})
+    assert found == [25], "what is one after it is found once the history is full again"
+    # resumed at the very step: the saved state still has the history of before
+    for number in range(12):
+        state, _ = step(state, jnp.float32(2.0 + 0.01 * (number % 3)))
+    again, resumed = spikes(12, state, {12})
+    assert again == found
+    jax.tree.map(np.testing.assert_array_equal, resumed.opt_state, end.opt_state)
+    assert forget(()) == ()
+
+
+def no_stage(state, trainable):
+    raise AssertionError("there is only one stage")
 
 
 def test_the_oldest_step_leaves_the_history():

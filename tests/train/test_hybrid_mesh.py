@@ -1,7 +1,6 @@
 """Meshes over a fast and a slow network: real processes are the islands of the fast one."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from llm_jax.errors import ConfigError
 from llm_jax.sharding import MeshConfig, make_mesh, mesh_sizes
 from tests.tiny import LLAMA
 from tests.train.mesh_training import train_on
+from tests.virtual_devices import with_devices
 
 
 def run_two(name: str) -> dict:
@@ -20,13 +20,11 @@ def run_two(name: str) -> dict:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.train.hybrid_worker"]
     processes = [
         subprocess.Popen(
             [*command, str(index), port, name],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=with_devices(4),
         )
         for index in range(2)
     ]  # fmt: skip

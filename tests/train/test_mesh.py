@@ -1,7 +1,6 @@
 """Sharded training is the same training: virtual devices in one process."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,17 +9,16 @@ import pytest
 
 from llm_jax.errors import ConfigError
 from llm_jax.sharding import MeshConfig, make_mesh, partition_spec
+from tests.virtual_devices import with_devices
 
 
 def run_worker(module: str, *words: str, devices: int = 8) -> dict:
     """Runs a worker module on virtual devices and returns the JSON on its last line."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", module, *words],
         capture_output=True,
         text=True,
-        env=environment,
+        env=with_devices(devices),
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

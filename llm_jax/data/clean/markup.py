@@ -8,7 +8,7 @@ import html
 import re
 from dataclasses import dataclass
 
-from llm_jax.data.clean.frame import frame_score
+from llm_jax.data.clean.frame import frame_score, template_phrase
 from llm_jax.data.clean.page import Page, Rejection
 
 BLOCK_TAGS = (
@@ -102,6 +102,8 @@ def boilerplate(page: Page, config: BoilerplateConfig) -> str | Rejection | None
     """The text without such lines, a rejection when they are most of it, None when there are none."""
     if (score := frame_score(page)) > config.max_frame_score:
         return Rejection("page frame", f"{score:.1f} > {config.max_frame_score:g}")
+    if phrase := template_phrase(page):
+        return Rejection("template without text", phrase)
     found = [line for line in set(page.lines) if len(line) <= LONGEST and LINE.fullmatch(line)]
     if not found:
         return None

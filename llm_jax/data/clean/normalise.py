@@ -71,7 +71,7 @@ def _close_up(text: str, mode: HanSpaces) -> str:
         return BETWEEN_HAN.sub("", text)
     lines = text.split("\n")
     for index, line in enumerate(lines):
-        if " " not in line and "\t" not in line and "\u00a0" not in line:
+        if not HAS_SPACE.search(line):
             continue
         # a table's row is no prose, whatever stands in its cells
         if any(mark in line for mark in PUNCTUATION) and not line.lstrip().startswith("|"):

@@ -65,6 +65,21 @@ class RuleCounts:
                 cut = slice(max(0, start - AROUND), start + EXCERPT - AROUND)
                 kept.append(Sample(document.id, "", document.text[cut], outcome.text[cut]))
 
+    def merge(self, later: "RuleCounts") -> None:
+        """Adds what was counted of the documents that follow, as if all had been counted here."""
+        self.documents += later.documents
+        self.kept += later.kept
+        self.untouched += later.untouched
+        self.characters += later.characters
+        self.kept_characters += later.kept_characters
+        self.rejected.update(later.rejected)
+        self.rejected_characters.update(later.rejected_characters)
+        self.changed.update(later.changed)
+        self.files.update(later.files)
+        for key, samples in later.samples.items():
+            held = self.samples.setdefault(key, [])
+            held += samples[: SAMPLES - len(held)]
+
     def check(self, source: str, max_fraction: float) -> None:
         """Raises DataError naming the worst reasons when the rules rejected more than allowed."""
         rejected = self.documents - self.kept

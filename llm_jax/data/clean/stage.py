@@ -1,7 +1,7 @@
 """The stage `llm-jax data clean`: sources in, cleaned sources and a report out.
 
-One pass for each source: read, send chunks through the rules (here or in worker processes, in the same
-order either way), write what is kept, count the rest by rule and reason with the first samples.
+One pass: blocks of each source are read and sent through the rules (here or in worker processes, in the
+same order either way), and come back as lines to write and counts by rule and reason with first samples.
 """
 
 from collections.abc import Callable
@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from llm_jax.data.blocks import Block, documents_of, numbered, results_by_source
 from llm_jax.data.clean.report import RuleCounts, write_reports
 from llm_jax.data.clean.rules import CleanConfig, Outcome, cleaner
 from llm_jax.data.document_files import (
     Compression,
     DocumentWriter,
+    Lines,
     check_sources,
-    document_line,
     write_manifest,
 )
-from llm_jax.data.documents import Document, Rejects, chunks
+from llm_jax.data.documents import Rejects
 from llm_jax.data.lineage import input_records
-from llm_jax.data.ordered_pool import ordered_map
+from llm_jax.data.ordered_pool import ordered_pool
 from llm_jax.data.shard_writer import new_folder, write_file
 from llm_jax.data.shards import REJECTS
-from llm_jax.data.sources import SourceConfig, read_documents
+from llm_jax.data.sources import SourceConfig
 from llm_jax.errors import ConfigError
 
 
@@ -63,11 +64,11 @@ class Progress(NamedTuple):
 
 
 class Cleaned(NamedTuple):
-    """One document that has been through the rules."""
+    """What became of one block of documents."""
 
-    document: Document  # as it was read
-    outcome: Outcome
-    line: bytes  # what is written; empty for a rejected one
+    lines: Lines  # what is kept
+    rules: RuleCounts
+    rejects: Rejects
 
 
 def clean_stage(
@@ -83,50 +84,40 @@ def clean_stage(
     with new_folder(config.output, config.overwrite) as root:
         inputs = input_records(config.sources)
         entries, counted, samples = {}, {}, ""
-        for source in config.sources:
-            rejects, rules = Rejects(), RuleCounts(config.rules.rules)
-            with closing(DocumentWriter(root, source.name, config.compression)) as writer:
-                _clean_source(source, config, writer, rejects, rules, progress)
-                rejects.check(source.name, config.max_reject_fraction)
-                rules.check(source.name, config.max_drop_fraction)
-                entries[source.name] = {**writer.finish(), "rejects": rejects.report()}
-            counted[source.name] = rules
-            entries[source.name]["rules"] = rules.counts()
-            samples += rejects.lines(source.name)
+        settings = (block_cleaner, (config.rules,))
+        read = [(source, Rejects()) for source in config.sources]
+        with ordered_pool(numbered, settings, config.workers) as apply:
+            found = results_by_source(apply, read)
+            for (source, rejects), results in zip(read, found, strict=True):
+                rules = RuleCounts(config.rules.rules)
+                with closing(DocumentWriter(root, source.name, config.compression)) as writer:
+                    for cleaned in results:
+                        writer.write(cleaned.lines)
+                        rules.merge(cleaned.rules)
+                        rejects.merge(cleaned.rejects)
+                        kept = rules.documents, rules.kept, rules.characters
+                        progress(Progress(source.name, *kept))
+                    rejects.check(source.name, config.max_reject_fraction)
+                    rules.check(source.name, config.max_drop_fraction)
+                    entries[source.name] = {**writer.finish(), "rejects": rejects.report()}
+                counted[source.name] = rules
+                entries[source.name]["rules"] = rules.counts()
+                samples += rejects.lines(source.name)
         write_file(root / REJECTS, samples.encode("utf-8", "replace"))
         write_reports(root, counted)
         return write_manifest(root, "clean", config, inputs, entries)
 
 
-def _clean_source(
-    source: SourceConfig,
-    config: CleanStage,
-    writer: DocumentWriter,
-    rejects: Rejects,
-    rules: RuleCounts,
-    progress: Callable[[Progress], None],
-) -> None:
-    documents = chunks(read_documents(source, rejects))
-    seen = size = 0
-    for results in ordered_map(chunk_cleaner, (config.rules,), documents, config.workers):
-        for cleaned in results:
-            rules.add(cleaned.document, cleaned.outcome)
-            if cleaned.line:
-                writer.add_line(cleaned.line, cleaned.outcome.text)
-        seen += len(results)
-        size += sum(len(cleaned.document.text) for cleaned in results)
-        progress(Progress(source.name, seen, writer.counts["documents"], size))
+def block_cleaner(config: CleanConfig) -> Callable[[Block], Cleaned]:
+    """The function that a worker applies to every block."""
+    return partial(_clean_block, config, cleaner(config))
 
 
-def chunk_cleaner(config: CleanConfig) -> Callable[[list[Document]], list[Cleaned]]:
-    """The function that a worker applies to every chunk."""
-    return partial(_clean_chunk, cleaner(config))
-
-
-def _clean_chunk(clean: Callable[[str], Outcome], documents: list[Document]) -> list[Cleaned]:
-    results = []
-    for document in documents:
+def _clean_block(config: CleanConfig, clean: Callable[[str], Outcome], block: Block) -> Cleaned:
+    cleaned = Cleaned(Lines(), RuleCounts(config.rules), Rejects())
+    for document in documents_of(block, cleaned.rejects):
         outcome = clean(document.text)
-        line = b"" if outcome.rejected_by else document_line(document._replace(text=outcome.text))
-        results.append(Cleaned(document, outcome, line))
-    return results
+        cleaned.rules.add(document, outcome)
+        if not outcome.rejected_by:
+            cleaned.lines.add(document._replace(text=outcome.text))
+    return cleaned

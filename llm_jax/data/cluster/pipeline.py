@@ -36,11 +36,12 @@ def build(
       dtype: of the tokens on disk.
     """
     root = prepare.output
-    models = (
+    trained = (
         pipeline
         | "references" >> beam.Create([references])
         | "train references" >> beam.Map(train_references)
     )
+    models = trained | "models" >> beam.Map(lambda found: found.models)
     # each unit to whichever worker is free
     started = pipeline | "units" >> beam.Create(units) | "spread" >> beam.Reshuffle()
     documents, tallies, records = read(started, models, reader)
@@ -48,8 +49,10 @@ def build(
         "tally": tallies | "tally" >> beam.MapTuple(lambda name, t: ("tally", [name, to_json(t)])),
         "file": records | "file" >> beam.Map(lambda record: ("file", record)),
         "read": _count(documents, "read"),
-        "reference": models
+        "bits": models
         | "quantiles" >> beam.Map(lambda m: ("bits", {n: r.quantiles for n, r in m.items()})),
+        "reference": trained
+        | "reference files" >> beam.FlatMap(lambda found: [("reference", f) for f in found.files]),
     }
     if dedup is not None:
         documents = drop_exact(documents)

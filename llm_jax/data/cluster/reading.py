@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 
@@ -69,19 +69,28 @@ class ReadUnit(beam.DoFn):
             yield beam.pvalue.TaggedOutput(FILES, (unit.source.name, unit.number, record))
 
 
-def train_references(units: list[Unit]) -> dict[str, Reference]:
-    """The models of `data language`, by language: each is trained by one worker on all its units."""
+class Trained(NamedTuple):
+    """The models of `data language` by language, and what they were trained on."""
+
+    models: dict[str, Reference]
+    files: list[tuple[str, int, dict[str, Any]]]  # (source, unit, record) of each file
+
+
+def train_references(units: list[Unit]) -> Trained:
+    """Trains all models on one worker."""
+    files: list[tuple[str, int, dict[str, Any]]] = []
 
     def texts(name: str) -> Iterator[str]:
         for unit in units:
             if unit.source.name == name:
-                with at_hand(unit, Path(folder)) as (here, _):
+                with at_hand(unit, Path(folder)) as (here, records):
+                    files.extend((name, unit.number, record) for record in records)
                     for document in read_unit(here, Rejects()):
                         yield document.text
 
     with tempfile.TemporaryDirectory(prefix="llm-jax-") as folder:
         names = dict.fromkeys(unit.source.name for unit in units)
-        return {name: train(texts(name)) for name in names}
+        return Trained({name: train(texts(name)) for name in names}, files)
 
 
 def read(units: Any, models: Any, reader: ReadUnit) -> tuple[Any, Any, Any]:

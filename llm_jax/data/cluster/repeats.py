@@ -42,10 +42,10 @@ class Sketch(beam.DoFn):
         self._shingle, self._rows = shingle, rows
 
     def process(self, batch: list[Passing]) -> Iterator[Any]:
-        sketched = sketch(self._shingle, False, [text for _, (_, _, text) in batch])
-        bands = band_keys(sketched.signatures, self._rows).astype("<u8")
+        _, signatures = sketch(self._shingle, False, [text for _, (_, _, text) in batch])
+        bands = band_keys(signatures, self._rows).astype("<u8")
         # half of each value, as the index of one machine keeps them
-        halves = sketched.signatures.astype("<u2")
+        halves = signatures.astype("<u2")
         for (key, _), row, keys in zip(batch, halves, bands, strict=True):
             yield key, row.tobytes()
             for band, value in enumerate(keys):

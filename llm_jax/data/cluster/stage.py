@@ -4,8 +4,10 @@ The launcher lists the files, starts the pipeline, waits, checks what was counte
 manifest. What workers find out comes back in one file, as a runner need not be able to answer.
 """
 
+import atexit
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -129,8 +131,8 @@ def cluster_stage(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
         folder = Path(scratch)
         cleaner(fetched_rules(config.rules, folder))  # a mistake in a list is told first
         tokenizer = _tokenizer(config.tokenizer, folder)
-        local = [unit.part.file for unit in units if unit.part and not is_remote(unit.part.file)]
-        makers = maker_records(local)
+        parts = [unit.part for unit in (*units, *references) if unit.part]
+        makers = maker_records([part.file for part in parts if not is_remote(part.file)])
         with _target(config) as root:
             saved = folder / "tokenizer-to-save"
             saved.mkdir()
@@ -143,7 +145,7 @@ def cluster_stage(config: ClusterConfig, options: list[str]) -> dict[str, Any]:
                 config.keep if "language" in config.stages else None,
                 config.max_bits,
             )
-            with _told():
+            with _told(), _temporary_files():
                 pipeline = beam.Pipeline(options=beam_options)
                 build(
                     *(pipeline, units, references, reader, config.dedup()),
@@ -202,6 +204,21 @@ def _target(config: ClusterConfig) -> Iterator[str]:
             raise DataError(f"{root} already exists; choose another output or pass --overwrite")
         FileSystems.delete([manifest])
     yield root
+
+
+@contextmanager
+def _temporary_files() -> Iterator[None]:
+    """Where Beam makes the folders that it leaves behind, three a run: one that goes at the exit.
+
+    Not sooner, as a job server of Beam's removes its own then and fails where there is none.
+    """
+    folder, before = tempfile.mkdtemp(prefix="llm-jax-beam-"), tempfile.tempdir
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _forget(file: str) -> None:
@@ -270,8 +287,11 @@ def _finish(
     if "pairs" in results:
         pairs = json.dumps({"samples": results["pairs"][0]}, indent=1, ensure_ascii=False)
         write_file(out / f"pairs-{PAIRS_REPORT}", pairs.encode("utf-8", "replace"))
-    more = {"pipeline": "beam", "read": report, "references": results["bits"][0]}
-    inputs = _inputs(config, results, makers)
+    inputs = _records(config.sources, results.get("file", []), makers)
+    references = _records(config.references, results.get("reference", []), makers)
+    for name, bits in results["bits"][0].items():
+        references[name]["bits"] = bits
+    more = {"pipeline": "beam", "read": report, "references": references}
     manifest = prepared_manifest(tokenizer, config, inputs, entries, **more)
     for file in sorted(out.iterdir()):
         publish(file, f"{root}/{file.name}")
@@ -327,18 +347,18 @@ def _raw_place(output: str, names: list[str]) -> int:
     return names.index(output.rpartition(".")[0])
 
 
-def _inputs(
-    config: ClusterConfig, results: dict[str, list[Any]], makers: list[dict[str, str]]
+def _records(
+    sources: tuple[SourceConfig, ...], files: list[Any], makers: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """As `input_records` on one machine, of what the workers read."""
+    """As `input_records` on one machine, of what the workers read: (source, unit, record)."""
     found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
-    for name, unit, record in results.get("file", []):
+    for name, unit, record in files:
         found.setdefault(name, []).append((unit, record))
-    inputs: dict[str, Any] = {}
-    for source in config.sources:
-        files = [record for _, record in sorted(found.get(source.name, []), key=lambda f: f[0])]
-        inputs[source.name] = {"format": source.format, "path": source.path, "files": files}
+    records: dict[str, Any] = {}
+    for source in sources:
+        mine = [record for _, record in sorted(found.get(source.name, []), key=lambda f: f[0])]
+        records[source.name] = {"format": source.format, "path": source.path, "files": mine}
         if source.format not in UNTRACKED:
-            folders = {str(Path(record["file"]).parent.parent) for record in files}
-            inputs[source.name]["made_by"] = [m for m in makers if m["folder"] in folders]
-    return inputs
+            folders = {str(Path(record["file"]).parent.parent) for record in mine}
+            records[source.name]["made_by"] = [m for m in makers if m["folder"] in folders]
+    return records

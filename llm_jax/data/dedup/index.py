@@ -21,10 +21,18 @@ UNIQUE, EXACT, NEAR = 0, 1, 2
 
 
 class Sketch(NamedTuple):
-    """What the index keeps of a chunk of documents."""
+    """What the index keeps of some documents."""
 
     text_hashes: np.ndarray  # uint64 [D, 2]
-    signatures: np.ndarray  # uint32 [D, PLACES]
+    signatures: (
+        np.ndarray
+    )  # uint16 [D, PLACES]; half of each value: two agree by chance once in 65,536
+    keys: np.ndarray  # uint64 [D, bands]
+
+    @classmethod
+    def of(cls, text_hashes: np.ndarray, signatures: np.ndarray, rows: int) -> "Sketch":
+        """That of whole signatures, uint32 [D, PLACES]."""
+        return cls(text_hashes, signatures.astype(np.uint16), band_keys(signatures, rows))
 
 
 class Verdicts(NamedTuple):
@@ -40,7 +48,7 @@ class Index:
     """Gathers sketches in files below a folder, then tells the repeats."""
 
     def __init__(self, folder: Path, rows: int, threshold: float, memory_bytes: int) -> None:
-        self._folder, self._rows, self._threshold = folder, rows, threshold
+        self._folder, self._threshold = folder, threshold
         self._bands = PLACES // rows
         self._memory = memory_bytes
         self.num_documents = 0
@@ -54,15 +62,13 @@ class Index:
             file.close()
 
     def add(self, sketch: Sketch) -> None:
-        """Appends a chunk of documents."""
+        """Appends documents; their keys are of as many rows as the index was made for."""
         self.num_documents += len(sketch.text_hashes)
-        keys = band_keys(sketch.signatures, self._rows)
         for column, name in enumerate(("low", "high")):
             self._files[name].write(np.ascontiguousarray(sketch.text_hashes[:, column]).tobytes())
-        # half of each value: two places agree by chance once in 65,536
-        self._files["signatures"].write(sketch.signatures.astype(np.uint16).tobytes())
+        self._files["signatures"].write(sketch.signatures.tobytes())
         for band in range(self._bands):
-            self._files[f"band-{band}"].write(np.ascontiguousarray(keys[:, band]).tobytes())
+            self._files[f"band-{band}"].write(np.ascontiguousarray(sketch.keys[:, band]).tobytes())
 
     def verdicts(self) -> Verdicts:
         """Finds the clusters; call once, after the last `add`."""
@@ -92,10 +98,6 @@ class Index:
     def similarity(self, a: int, b: int) -> float:
         """Estimated Jaccard similarity of two documents."""
         return float(self._similarities(np.array([a]), np.array([b]))[0])
-
-    def text_hash(self, start: int, end: int) -> np.ndarray:
-        """Low halves of the text hashes of documents [start, end), uint64."""
-        return np.fromfile(self._folder / "low", np.uint64, end - start, offset=8 * start)
 
     def _similarities(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         one = self._look_up("signatures", np.uint16, PLACES, a)

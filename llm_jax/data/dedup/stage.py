@@ -1,16 +1,17 @@
 """The stage `llm-jax data dedup`: sources in, the same sources without repeats out.
 
-1. Every document of every source is sketched, here or in worker processes, into files.
+1. Every document of every source is read and sketched, here or in worker processes; sketches go into the
+   files of an index, and the lines that are to be written into those of `held`.
 2. The index finds exact and near repeats over all sources at once; the first of a cluster stays.
-3. The sources are read again, and what stays is written.
-Texts are never held, so memory is that of the index (see there) and one chunk.
+3. What stays is written, a part by each worker.
+Texts are held on disk only, so memory is that of the index (see there) and a few blocks.
 """
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,20 +19,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
+from llm_jax.data.blocks import Block, documents_of, numbered, results_by_source
+from llm_jax.data.dedup.held import Held, Packed, PartTask, pack, write_part
 from llm_jax.data.dedup.index import EXACT, NEAR, Index, Sketch, Verdicts
 from llm_jax.data.dedup.minhash import PLACES, choose_rows, signature
-from llm_jax.data.document_files import Compression, DocumentWriter, check_sources, write_manifest
-from llm_jax.data.documents import Document, Rejects, chunks
+from llm_jax.data.document_files import Compression, Lines, Part, check_sources, write_manifest
+from llm_jax.data.documents import Rejects
 from llm_jax.data.lineage import input_records
-from llm_jax.data.ordered_pool import ordered_map
+from llm_jax.data.ordered_pool import ordered_pool
 from llm_jax.data.shard_writer import new_folder, write_file
 from llm_jax.data.shards import REJECTS
-from llm_jax.data.sources import SourceConfig, read_documents
-from llm_jax.errors import ConfigError, DataError
+from llm_jax.data.sources import SourceConfig
+from llm_jax.errors import ConfigError
 
 REPORT = "report.json"
 SAMPLES = 50
 EXCERPT = 200
+SAMPLE = ("dropped", "kept", "similarity", "dropped_text", "kept_text")
 MIN_LETTERS = 20  # shorter texts have too few shingles to be called near
 
 
@@ -49,7 +53,7 @@ class DedupStage:
         0.001  # stop when more than this share of the records is unreadable
     )
     compression: Compression = "zst"
-    workers: int = 0  # processes that make signatures
+    workers: int = 0  # processes that read, sketch and write
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -83,58 +87,103 @@ def dedup_stage(config: DedupStage, progress: Callback = lambda _: None) -> dict
     """Writes the sources without repeats; returns the manifest.
 
     Raises:
-      DataError: an unusable source, one that changed between the two readings, an output that
-        exists, a full disk. Nothing is left at `config.output` then.
+      DataError: an unusable source, an output that exists, a full disk. Nothing is left at
+        `config.output` then.
     """
-    with new_folder(config.output, config.overwrite) as root:
+    with new_folder(config.output, config.overwrite) as root, ExitStack() as stack:
         inputs = input_records(config.sources)
         scratch = root / "scratch"
         scratch.mkdir()
         rows = choose_rows(config.threshold)
-        memory = config.memory_mb << 20
-        with closing(Index(scratch, rows, config.threshold, memory)) as index:
-            rejects = {source.name: Rejects() for source in config.sources}
-            for source in config.sources:
-                _sketch_source(source, config, index, rejects[source.name], progress)
-                rejects[source.name].check(source.name, config.max_reject_fraction)
-            verdicts = index.verdicts()
-            entries, report, start = {}, _Report(index, verdicts), 0
-            for source in config.sources:
-                with closing(DocumentWriter(root, source.name, config.compression)) as writer:
-                    start = _write_source(source, writer, index, report, start, progress)
-                    counts = report.counts.pop()
-                    entries[source.name] = {
-                        **writer.finish(),
-                        "rejects": rejects[source.name].report(),
-                        "repeats": counts,
-                    }
+        index = Index(scratch, rows, config.threshold, config.memory_mb << 20)
+        held = Held(scratch)
+        for open_files in (index, held):
+            stack.callback(open_files.close)
+        settings = (worker, (config.shingle, config.exact_only, rows))
+        apply = stack.enter_context(ordered_pool(numbered, settings, config.workers))
+        rejects = _read(config, index, held, apply, progress)
+        held.close()
+        verdicts = index.verdicts()
+        entries = _write(config, root, held, verdicts, apply, progress)
+        for name, counted in rejects.items():
+            entries[name]["rejects"] = counted.report()
+            kind = verdicts.kind[held.documents(name)]
+            near, exact = (int(np.count_nonzero(kind == one)) for one in (NEAR, EXACT))
+            entries[name]["repeats"] = {"documents": len(kind), "exact": exact, "near": near}
+        pairs = {"samples": _samples(index, held, verdicts)}
         shutil.rmtree(scratch)
-        text = json.dumps({"samples": report.samples}, indent=1, ensure_ascii=False)
+        text = json.dumps(pairs, indent=1, ensure_ascii=False)
         write_file(root / REPORT, text.encode("utf-8", "replace"))
-        samples = "".join(counted.lines(name) for name, counted in rejects.items())
-        write_file(root / REJECTS, samples.encode("utf-8", "replace"))
+        unreadable = "".join(counted.lines(name) for name, counted in rejects.items())
+        write_file(root / REJECTS, unreadable.encode("utf-8", "replace"))
         return write_manifest(root, "dedup", config, inputs, entries, rows_per_band=rows)
 
 
-def _sketch_source(
-    source: SourceConfig, config: DedupStage, index: Index, rejects: Rejects, progress: Callback
-) -> None:
-    texts = ([d.text for d in chunk] for chunk in chunks(read_documents(source, rejects)))
-    seen = 0
-    settings = (config.shingle, config.exact_only)
-    for sketched in ordered_map(sketcher, settings, texts, config.workers):
-        index.add(sketched)
-        seen += len(sketched.text_hashes)
-        progress(Progress(source.name, seen, "sketched"))
+Apply = Callable[[Iterable[Any]], Iterator[Any]]
 
 
-def sketcher(shingle: int, exact_only: bool) -> Callable[[list[str]], Sketch]:
-    """The function that a worker applies to every chunk of texts."""
-    return partial(sketch, shingle, exact_only)
+def _read(
+    config: DedupStage, index: Index, held: Held, apply: Apply, progress: Callback
+) -> dict[str, Rejects]:
+    """Sketches all sources; returns what was unreadable in each."""
+    read = [(source, Rejects()) for source in config.sources]
+    for (source, rejects), results in zip(read, results_by_source(apply, read), strict=True):
+        seen = 0
+        for block in results:
+            index.add(block.sketch)
+            held.add(source.name, block.packed)
+            rejects.merge(block.rejects)
+            seen += len(block.packed.sizes)
+            progress(Progress(source.name, seen, "sketched"))
+        rejects.check(source.name, config.max_reject_fraction)
+    return {source.name: rejects for source, rejects in read}
 
 
-def sketch(shingle: int, exact_only: bool, texts: list[str]) -> Sketch:
-    """What the index keeps of some texts."""
+def _write(
+    config: DedupStage, root: Path, held: Held, verdicts: Verdicts, apply: Apply, progress: Callback
+) -> dict[str, dict[str, Any]]:
+    """Writes what stays; returns counts and parts by source."""
+    stays = verdicts.first == np.arange(len(verdicts.first), dtype=np.int32)
+    entries, tasks = {}, []
+    for number, source in enumerate(config.sources):
+        (root / source.name).mkdir()
+        of_source, counts = held.parts(source.name, root, config.compression, stays)
+        entries[source.name] = {**counts, "parts": []}
+        tasks += [(number, task) for task in of_source]
+    for number, part in apply(tasks):
+        name = config.sources[number].name
+        parts = entries[name]["parts"]
+        parts.append(asdict(part))
+        progress(Progress(name, sum(part["documents"] for part in parts), "written"))
+    return entries
+
+
+class Sketched(NamedTuple):
+    """What a worker makes of one block."""
+
+    sketch: Sketch
+    packed: Packed
+    rejects: Rejects
+
+
+def worker(shingle: int, exact_only: bool, rows: int) -> Callable[[Block | PartTask], Any]:
+    """The function that a worker applies to every task: a block to sketch or a part to write."""
+    return partial(_work, shingle, exact_only, rows)
+
+
+def _work(shingle: int, exact_only: bool, rows: int, task: Block | PartTask) -> Sketched | Part:
+    if isinstance(task, PartTask):
+        return write_part(task)
+    rejects, lines, texts = Rejects(), Lines(), []
+    for document in documents_of(task, rejects):
+        lines.add(document)
+        texts.append(document.text)
+    sketched = Sketch.of(*sketch(shingle, exact_only, texts), rows)
+    return Sketched(sketched, pack(lines), rejects)
+
+
+def sketch(shingle: int, exact_only: bool, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes, uint64 [D, 2], and signatures, uint32 [D, PLACES], of some texts."""
     hashes = np.frombuffer(b"".join(map(text_digest, texts)), dtype="<u8").reshape(-1, 2)
     signatures = np.zeros((len(texts), PLACES), np.uint32)
     for row, (text, low) in enumerate(zip(texts, hashes[:, 0].tolist(), strict=True)):
@@ -143,7 +192,7 @@ def sketch(shingle: int, exact_only: bool, texts: list[str]) -> Sketch:
             signatures[row] = (np.arange(PLACES, dtype=np.uint64) + np.uint64(low)) & 0xFFFFFFFF
         else:
             signatures[row] = signature(text, shingle)
-    return Sketch(hashes, signatures)
+    return hashes, signatures
 
 
 def text_digest(text: str) -> bytes:
@@ -151,71 +200,23 @@ def text_digest(text: str) -> bytes:
     return xxhash.xxh3_128_digest(text.encode())[::-1]
 
 
-class _Report:
-    """Counts per source, and the first samples of pairs."""
-
-    def __init__(self, index: Index, verdicts: Verdicts) -> None:
-        self.verdicts = verdicts
-        self.counts: list[dict[str, int]] = []
-        self.samples: list[dict[str, Any]] = []
-        self._index = index
-        repeats = np.flatnonzero(verdicts.kind == NEAR)[:SAMPLES]
-        self._wanted = {int(verdicts.first[i]): "" for i in repeats}
-        self._sampled = {int(i) for i in repeats}
-
-    def see(self, number: int, document: Document) -> None:
-        """Keeps the text of the first of a sampled pair, then writes the pair down."""
-        name = f"{document.source}/{document.id}"
-        if number in self._wanted:
-            self._wanted[number] = f"{name}\n{document.text[:EXCERPT]}"
-        if number in self._sampled:
-            first = int(self.verdicts.first[number])
-            kept_id, _, kept = self._wanted[first].partition("\n")
-            self.samples.append(
-                {
-                    "dropped": name,
-                    "kept": kept_id,
-                    "similarity": round(self._index.similarity(first, number), 3),
-                    "dropped_text": document.text[:EXCERPT],
-                    "kept_text": kept,
-                }
-            )
-
-
-def _write_source(
-    source: SourceConfig,
-    writer: DocumentWriter,
-    index: Index,
-    report: _Report,
-    start: int,
-    progress: Callback,
-) -> int:
-    """Writes what stays of one source; returns the number of the next source's first document."""
-    counts = {"documents": 0, "exact": 0, "near": 0}
-    number = start
-    for chunk in chunks(read_documents(source, Rejects())):
-        known = index.text_hash(number, number + len(chunk))
-        for place, document in enumerate(chunk):
-            low = int.from_bytes(text_digest(document.text)[:8], "little")
-            if place >= len(known) or low != known[place]:
-                raise DataError(
-                    f"source {source.name!r} changed while it was read, at {document.id}; run it again"
-                )
-            kind = report.verdicts.kind[number]
-            report.see(number, document)
-            counts["documents"] += 1
-            counts["exact"] += kind == EXACT
-            counts["near"] += kind == NEAR
-            if report.verdicts.first[number] == number:
-                writer.add(document)
-            number += 1
-        progress(Progress(source.name, number - start, "written"))
-    report.counts.append({key: int(value) for key, value in counts.items()})
-    return number
+def _samples(index: Index, held: Held, verdicts: Verdicts) -> list[dict[str, Any]]:
+    """The first pairs of near repeats, to look at."""
+    samples = []
+    for number in np.flatnonzero(verdicts.kind == NEAR)[:SAMPLES].tolist():
+        first = int(verdicts.first[number])
+        sample: dict[str, Any] = {"similarity": round(index.similarity(first, number), 3)}
+        for role, which in (("dropped", number), ("kept", first)):
+            source, line = held.line(which)
+            fields = json.loads(line)
+            sample[role] = f"{source}/{fields['id']}"
+            sample[f"{role}_text"] = fields["text"][:EXCERPT]
+        samples.append({key: sample[key] for key in SAMPLE})
+    return samples
 
 
 def repeats(texts: list[str], folder: Path, threshold: float = 0.7, shingle: int = 5) -> Verdicts:
     """The verdicts on a list of texts; `folder` is empty and holds the index's files afterwards."""
     with closing(Index(folder, choose_rows(threshold), threshold, 1 << 30)) as index:
-        index.add(sketch(shingle, False, texts))
+        index.add(Sketch.of(*sketch(shingle, False, texts), choose_rows(threshold)))
         return index.verdicts()

@@ -11,6 +11,7 @@ from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.localfilesystem import LocalFileSystem
 
 from llm_jax.data.clean.rules import CleanConfig
+from llm_jax.data.clean.stage import CleanStage, clean_stage
 from llm_jax.data.cluster import writing
 from llm_jax.data.cluster.stage import ClusterConfig, cluster_stage
 from llm_jax.data.prepare import PrepareConfig, prepare
@@ -99,9 +100,14 @@ def test_threads_and_small_shards_change_nothing_but_the_cuts(run, local, tmp_pa
 
 
 def test_without_stages_all_documents_are_kept_as_prepare_keeps_them(
-    run, raw, byte_tokenizer, tmp_path
+    run, raw, byte_tokenizer, tmp_path, monkeypatch
 ):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     run(stages=(), keep=())
+    # one folder, which goes at the exit
+    assert [path.name[:13] for path in temporary.iterdir()] == ["llm-jax-beam-"]
     config = PrepareConfig(
         sources=raw,
         tokenizer=str(byte_tokenizer),
@@ -113,12 +119,16 @@ def test_without_stages_all_documents_are_kept_as_prepare_keeps_them(
     assert prepare(config).digest == open_prepared(tmp_path / "out").digest
 
 
-def test_a_reference_scores_and_drops_as_on_one_machine(run, raw, tmp_path):
+def test_a_reference_scores_and_drops_and_is_recorded_as_on_one_machine(run, raw, tmp_path, capsys):
     from llm_jax.data.language_stage import LanguageStage, language_stage
+
+    # made by a stage of ours, so that the chain goes on behind it
+    sample = SourceConfig(name="good", format="sample", path="zh")
+    clean_stage(CleanStage(sources=(sample,), output=str(tmp_path / "good")))
 
     judged = {
         "keep": ("zh",),
-        "references": (SourceConfig(name="zh", format="sample", path="zh"),),
+        "references": (SourceConfig(name="zh", path=f"{tmp_path}/good/good"),),
         "max_bits": 8.0,
     }
     manifest = run(stages=("language",), **judged)
@@ -132,6 +142,13 @@ def test_a_reference_scores_and_drops_as_on_one_machine(run, raw, tmp_path):
     assert any(
         "unlike" in key for r in manifest["read"].values() for key in r["languages"]["dropped"]
     )
+    assert manifest["references"] == expected["references"]
+    assert manifest["references"]["zh"]["made_by"][0]["folder"] == f"{tmp_path}/good"
+    assert cli.run(data.main, ["verify", str(tmp_path / "out")]) == 0
+    assert "reference zh: " in capsys.readouterr().out
+    (tmp_path / "good/good/part-00000.jsonl.zst").write_bytes(b"another text")
+    assert cli.run(data.main, ["verify", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "BAD  reference zh: " in capsys.readouterr().out
 
 
 class Elsewhere(LocalFileSystem):

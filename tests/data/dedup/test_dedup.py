@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from llm_jax.data.dedup.index import EXACT, NEAR, UNIQUE, Index
+from llm_jax.data.dedup.index import EXACT, NEAR, UNIQUE, Index, Sketch
 from llm_jax.data.dedup.minhash import PLACES, band_keys, choose_rows, signature
 from llm_jax.data.dedup.shingles import fold, grams
-from llm_jax.data.dedup.stage import DedupStage, dedup_stage, repeats, sketcher
+from llm_jax.data.dedup.stage import DedupStage, dedup_stage, repeats, sketch
 from llm_jax.data.lineage import verify
 from llm_jax.data.sources import Rejects, SourceConfig, read_documents
 from llm_jax.errors import ConfigError, DataError
@@ -123,7 +123,7 @@ def test_sorting_in_parts_gives_the_same_clusters(tmp_path):
         folder = tmp_path / str(memory)
         folder.mkdir()
         index = Index(folder, 5, 0.7, memory)
-        index.add(sketcher(5, False)(texts))
+        index.add(Sketch.of(*sketch(5, False, texts), 5))
         results.append(index.verdicts())
     assert np.array_equal(results[0].first, results[1].first)
     assert np.array_equal(results[0].kind, results[1].kind)
