@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from llm_jax.data.batch import DTYPES, Batch
-from llm_jax.data.mixture import fill_row
+from llm_jax.data.filling import fill_row
 from llm_jax.data.packing import BestFitPlan
 from llm_jax.data.shards import Split
 from llm_jax.eval.windows import EvalConfig, choose
