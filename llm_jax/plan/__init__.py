@@ -3,9 +3,9 @@
 `estimate` counts, in a second; `compile_apart` compiles the real step for the absent devices.
 """
 
+from llm_jax.plan.collectives import Collective
 from llm_jax.plan.compiled import Compiled, compile_apart, compile_request
 from llm_jax.plan.estimate import Estimate, estimate
-from llm_jax.plan.hlo import Collective
 from llm_jax.plan.request import Request
 from llm_jax.plan.search import search
 from llm_jax.plan.topology import Topology, parse_topology, tpu_devices

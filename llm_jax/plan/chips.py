@@ -31,6 +31,7 @@ class Chip:
     slow_bandwidth: float  # bytes a second into the network between slices or hosts
     closes_at: int = 0  # a torus' rings close where every side is a multiple of this; 0: no torus
     cores: int = 1  # of AbstractDevice
+    slice_of: int = 0  # most chips in one slice; 0: no slices
 
 
 CHIPS = {
@@ -39,22 +40,22 @@ CHIPS = {
         Chip(
             name="v4", platform="tpu", kind="TPU v4", cores=2,
             memory=32 * GIB, usable=30.75 / 32, flops=275e12, memory_bandwidth=1.228e12,
-            link_bandwidth=300e9, slow_bandwidth=3.1e9, closes_at=4,
+            link_bandwidth=300e9, slow_bandwidth=3.1e9, closes_at=4, slice_of=4096,
         ),
         Chip(
             name="v5e", platform="tpu", kind="TPU v5 lite",
             memory=16 * GIB, usable=15.75 / 16, flops=197e12, memory_bandwidth=0.819e12,
-            link_bandwidth=200e9, slow_bandwidth=3.1e9, closes_at=16,
+            link_bandwidth=200e9, slow_bandwidth=3.1e9, closes_at=16, slice_of=256,
         ),
         Chip(
             name="v5p", platform="tpu", kind="TPU v5", cores=2,
             memory=96 * GIB, usable=95.74 / 96, flops=459e12, memory_bandwidth=2.765e12,
-            link_bandwidth=600e9, slow_bandwidth=6.2e9, closes_at=4,
+            link_bandwidth=600e9, slow_bandwidth=6.2e9, closes_at=4, slice_of=6144,
         ),
         Chip(
             name="v6e", platform="tpu", kind="TPU v6 lite",
             memory=32 * GIB, usable=31.25 / 32, flops=918e12, memory_bandwidth=1.638e12,
-            link_bandwidth=400e9, slow_bandwidth=12.5e9, closes_at=16,
+            link_bandwidth=400e9, slow_bandwidth=12.5e9, closes_at=16, slice_of=256,
         ),
         Chip(
             name="h100", platform="gpu", kind="NVIDIA H100 80GB HBM3", cores=132,

@@ -3,12 +3,18 @@
     python -m llm_jax.plan.compiled < request.json
 
 is a process of its own: the number of virtual CPU devices is fixed before jax starts, libtpu takes its
-settings from the environment, and a compiler that dies must not take the command with it.
+settings from the environment, and a compiler that dies must not take the command with it. With
+LLM_JAX_PROGRAMS=FOLDER the program's text is kept there, as its digest.hlo.gz.
 """
 
 import dataclasses
+import gzip
+import hashlib
+import importlib.metadata
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,7 +27,8 @@ from llm_jax import config as config_files
 from llm_jax.data.batch import DTYPES, Batch
 from llm_jax.errors import ConfigError, UserError
 from llm_jax.model import attention_choice
-from llm_jax.plan.hlo import Collective, collectives
+from llm_jax.plan.collectives import Collective, collectives
+from llm_jax.plan.products import Products, products
 from llm_jax.plan.request import Request
 from llm_jax.plan.topology import Topology, described_devices, parse_topology
 from llm_jax.sharding import batch_sharding, make_mesh
@@ -29,6 +36,7 @@ from llm_jax.train import abstract_state, compile_step, make_optimizer, make_sch
 from llm_jax.train.guard import watch
 
 KERNELS = ("llm_jax_attention_forward", "llm_jax_attention_backward", "mosaic_gpu")
+COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-plugin", "jax-cuda12-plugin"), "cpu": ()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,34 +50,85 @@ class Compiled:
     temporaries: int = 0  # what the program allocates besides, fragmentation included
     peak: int = 0  # most that is alive at once; 0 where the compiler does not say
     seconds: float = 0.0  # on the machine that compiled
+    cpu_seconds: float = 0.0  # of all its cores: what other work there changes little
+    compiler: str = ""  # "jax 0.10.2, libtpu 0.0.52"
+    program: str = ""  # digest of what was compiled, for what, and by which compiler
     attention: str = ""
     kernels: tuple[str, ...] = ()  # of ours, found in the program
     collectives: tuple[Collective, ...] = ()
+    products: Products | None = None  # None: not readable, or a GPU's
     readable: bool = True  # whether this jaxlib can show the program: kernels and collectives
     too_large: str = ""  # the compiler's own words, where it refuses for want of memory
 
     @property
     def total(self) -> int:
-        """Bytes a device must have.
+        """Bytes a device must have; of a program that was refused what the compiler says it needs, or 0.
 
         libtpu tells the most it uses at once, arguments included, and that is what it compares with
-        the chip; its temporaries are more (7B on v5e:4x4: 6.5 GB, of which it allocates 4.6). On a
-        CPU `peak` knows nothing of temporaries.
+        the chip. Its temporaries are more: in libtpu 0.0.52 by a hundredth, in 0.0.42 by two fifths
+        (7B on v5e:4x4: 6.5 GB, of which 4.6 are alive at once). On a CPU `peak` knows nothing of
+        temporaries.
         """
+        if self.too_large:
+            needed = re.search(r"\(([\d.]+)([MG])\) exceeds", self.too_large)
+            return int(float(needed[1]) * 2 ** {"M": 20, "G": 30}[needed[2]]) if needed else 0
         sum_of_all = self.arguments + self.outputs - self.aliased + self.temporaries
         return min(self.peak, sum_of_all) if self.platform == "tpu" else sum_of_all
 
+    def as_json(self) -> dict[str, Any]:
+        """Its fields."""
+        return {
+            **dataclasses.asdict(self),
+            "collectives": [one._asdict() for one in self.collectives],
+            "products": self.products._asdict() if self.products else None,
+        }
 
-def compile_request(request: Request, topology: Topology) -> Compiled:
-    """Compiles in this process.
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Compiled":
+        """What `as_json` gave; other keys are left out."""
+        given = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        given["collectives"] = tuple(Collective(**one) for one in given["collectives"])
+        given["kernels"] = tuple(given["kernels"])
+        given["products"] = Products(**given["products"]) if given["products"] else None
+        return cls(**given)
+
+
+def compile_request(request: Request, topology: Topology, known: str = "") -> Compiled:
+    """Compiles in this process; not a program whose digest is `known`, of which it tells that alone.
 
     Raises:
       ConfigError: what describes the devices is missing, or the run does not fit the mesh.
     """
     request.abstract_mesh(topology)
+    lowered, attention, sizes = _lower(request, topology)
+    compiler = _compiler(topology)
+    text = "\n".join((lowered.as_text(), topology.name, compiler, os.environ.get("XLA_FLAGS", "")))
+    told = Compiled(
+        platform=topology.chip.platform,
+        attention=attention,
+        compiler=compiler,
+        program=hashlib.sha256(text.encode()).hexdigest()[:16],
+    )
+    if told.program == known:
+        return told
+    begin, cpu_begin = time.perf_counter(), sum(os.times()[:4])
+    too_large, compiled = "", None
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        too_large = str(error).strip().splitlines()[0]
+    seconds, cpu_seconds = time.perf_counter() - begin, sum(os.times()[:4]) - cpu_begin
+    told = dataclasses.replace(told, seconds=seconds, cpu_seconds=cpu_seconds, too_large=too_large)
+    return _read(compiled, told, sizes) if compiled else told
+
+
+def _lower(request: Request, topology: Topology) -> tuple[Any, str, dict[str, int]]:
+    """The step before XLA has it, the name of its attention, and the sizes of the mesh."""
     mesh = make_mesh(request.mesh, described_devices(topology))
     optimizer = watch(make_optimizer(request.optimizer), request.step.spike_window)
-    step = compile_step(
+    step: Any = compile_step(
         mesh,
         model=request.model,
         config=request.step,
@@ -81,45 +140,46 @@ def compile_request(request: Request, topology: Topology) -> Compiled:
     sharding = batch_sharding(mesh, *rows)
     batch = Batch(*(jax.ShapeDtypeStruct(rows, dtype, sharding=sharding) for dtype in DTYPES))
     state = abstract_state(request.model, optimizer, mesh)
-    begin = time.perf_counter()
     with jax.set_mesh(mesh):
         attention = attention_choice(request.model, *rows).name
-        lowered = step.lower(state, batch)  # pyright: ignore[reportFunctionMemberAccess]
-        try:
-            compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            words = str(error).strip().splitlines()[0]
-            return Compiled(
-                platform=topology.chip.platform,
-                attention=attention,
-                too_large=words,
-                seconds=time.perf_counter() - begin,
-            )
-    seconds = time.perf_counter() - begin
+        return step.lower(state, batch), attention, dict(mesh.shape)
+
+
+def _compiler(topology: Topology) -> str:
+    """Names and versions, as they are found first on the path."""
+    names = ("jax", *COMPILERS[topology.chip.platform])
+    top = {"jax-cuda13-plugin": "jax_cuda13_plugin", "jax-cuda12-plugin": "jax_cuda12_plugin"}
+    found = [name for name in names if importlib.util.find_spec(top.get(name, name))]
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
+
+
+def _read(compiled: Any, told: Compiled, sizes: dict[str, int]) -> Compiled:
+    """Adds what the compiler says of its program."""
     memory = compiled.memory_analysis()
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:  # jaxlib 0.10 cannot read programs for v5p and v6e
         text = ""
-    return Compiled(
-        platform=topology.chip.platform,
+    kept = os.environ.get("LLM_JAX_PROGRAMS")
+    if kept and text:
+        Path(kept, f"{told.program}.hlo.gz").write_bytes(gzip.compress(text.encode()))
+    countable = bool(text) and told.platform != "gpu"
+    return dataclasses.replace(
+        told,
         readable=bool(text),
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        seconds=seconds,
-        attention=attention,
         kernels=tuple(name for name in KERNELS if name in text),
-        collectives=tuple(collectives(text, dict(mesh.shape))),
+        collectives=tuple(collectives(text, sizes)),
+        products=products(text) if countable else None,
     )
 
 
-def compile_apart(request: Request, topology: Topology) -> Compiled:
-    """Compiles in a process of its own.
+def compile_apart(request: Request, topology: Topology, known: str = "") -> Compiled:
+    """As `compile_request`, in a process of its own.
 
     Raises:
       ConfigError: as `compile_request`, or the compiler died.
@@ -134,7 +194,9 @@ def compile_apart(request: Request, topology: Topology) -> Compiled:
     tools = wheel / "site-packages" / "nvidia" / "cu13" / "bin"
     if tools.is_dir():
         environment["PATH"] = f"{tools}{os.pathsep}{environment.get('PATH', '')}"
-    asked = json.dumps({"topology": topology.name, "request": config_files.to_dict(request)})
+    asked = json.dumps(
+        {"topology": topology.name, "request": config_files.to_dict(request), "known": known}
+    )
     done = subprocess.run(
         [sys.executable, "-c", "from llm_jax.plan.compiled import main; main()"],
         input=asked, capture_output=True, text=True, errors="replace", env=environment, check=False,
@@ -149,9 +211,7 @@ def compile_apart(request: Request, topology: Topology) -> Compiled:
     answer: dict[str, Any] = json.loads(lines[-1])
     if "refused" in answer:
         raise ConfigError(answer["refused"])
-    answer["collectives"] = tuple(Collective(*found) for found in answer["collectives"])
-    answer["kernels"] = tuple(answer["kernels"])
-    return Compiled(**answer)
+    return Compiled.from_json(answer)
 
 
 def main() -> None:
@@ -159,7 +219,8 @@ def main() -> None:
     asked = json.load(sys.stdin)
     request = config_files.from_dict(Request, asked["request"])
     try:
-        answer = dataclasses.asdict(compile_request(request, parse_topology(asked["topology"])))
+        topology = parse_topology(asked["topology"])
+        answer = compile_request(request, topology, asked["known"]).as_json()
     except UserError as error:
         answer = {"refused": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")

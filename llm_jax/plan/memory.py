@@ -137,14 +137,19 @@ class Kept(NamedTuple):
 @functools.cache
 def kept_for_backward(model: ModelConfig, tokens: int, chip: Chip) -> Kept:
     """Counts the residuals of a traced gradient, of one row of `tokens`, on this kind of chip."""
-    layers, others = _residuals(model, tokens, chip)
+    layers, others, padding = _residuals(model, tokens, chip)
     dots = dataclasses.replace(model, remat="dots")
     products = layers if model.remat == "dots" else _residuals(dots, tokens, chip)[0]
-    return Kept(layers, others, products // model.num_layers)
+    return Kept(layers + padding, others, products // model.num_layers)
 
 
 @functools.cache
-def _residuals(model: ModelConfig, tokens: int, chip: Chip) -> tuple[int, int]:
+def _residuals(model: ModelConfig, tokens: int, chip: Chip) -> tuple[int, int, int]:
+    """Bytes of all layers, of the rest, and of what pads the layers' heads to a TPU's 128 lanes.
+
+    libtpu keeps heads as its kernels take them. On few chips it pads some of them only (1B on 8: one
+    of q and attention's output, k and v).
+    """
     params = abstract_params(model)
     ids = jax.ShapeDtypeStruct((1, tokens), jnp.int32)
     weights = jax.ShapeDtypeStruct((1, tokens), jnp.float32)
@@ -157,7 +162,8 @@ def _residuals(model: ModelConfig, tokens: int, chip: Chip) -> tuple[int, int]:
         jaxpr = jax.make_jaxpr(saved)(params, (ids, ids, ids, ids, weights)).jaxpr
     given = set(map(id, jaxpr.invars))
     of_weights = {leaf.shape for leaf in jax.tree.leaves(params)}
-    layers = others = 0
+    layers = others = padding = 0
+    lanes = 128 if chip.platform == "tpu" else 1
     for variable in jaxpr.outvars:
         aval: Any = variable.aval
         if id(variable) in given or aval.shape in of_weights:  # a parameter, its cast, its gradient
@@ -165,9 +171,11 @@ def _residuals(model: ModelConfig, tokens: int, chip: Chip) -> tuple[int, int]:
         size = math.prod(aval.shape) * aval.dtype.itemsize
         if aval.shape[:1] == (model.num_layers,) and aval.ndim > 2:
             layers += size
+            if aval.shape[-1] == model.head_dim:
+                padding += size * (-model.head_dim % lanes) // model.head_dim
         else:
             others += size
-    return layers, others
+    return layers, others, padding
 
 
 # A layer's products and their gradients are alive together: twice the products, in programs for TPUs

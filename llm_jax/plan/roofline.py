@@ -14,7 +14,9 @@ evaluation, checkpoints and slow hosts are not in it.
 from typing import NamedTuple
 
 from llm_jax.model import flops_per_token
+from llm_jax.plan.collectives import Collective
 from llm_jax.plan.memory import Memory, matrices_of
+from llm_jax.plan.products import Products
 from llm_jax.plan.request import Request
 from llm_jax.plan.topology import Topology
 from llm_jax.plan.traffic import Exchange, slow_share
@@ -41,23 +43,50 @@ def estimate_time(
     request: Request, topology: Topology, memory: Memory, traffic: list[Exchange]
 ) -> Time:
     """Reads memory and traffic as the estimates made of the same request."""
-    chip, devices = topology.chip, topology.devices
+    model = request.model
     products, attention = _flops(request)
-    again = (products + attention) / 3 if request.model.remat == "full" else 0.0
-    if request.model.remat == "full":  # the head is never computed twice
-        again -= 2 * request.tokens * request.model.embed_dim * request.model.vocab_size
-    share = again / (products + attention)
-    busy = products * (1 + share) / EFFICIENCY[chip.platform]
-    busy += attention * (1 + share) / ATTENTION[chip.platform]
+    again_products = again_attention = 0.0
+    if model.remat == "full":
+        # neither the head nor a layer's last product, which backward has no use for
+        last = model.num_layers * model.mlp_dim + model.vocab_size
+        again_products = products / 3 - 2.0 * request.tokens * model.embed_dim * last
+        again_attention = attention / 3
+    done = Products(products + again_products, attention + again_attention)
+    return _time(request, topology, memory, done, traffic)
+
+
+def program_time(
+    request: Request,
+    topology: Topology,
+    memory: Memory,
+    products: Products,
+    found: tuple[Collective, ...],
+) -> Time:
+    """The same of a compiled program: the products and collectives that one device was given."""
+    done = Products(*(each * topology.devices for each in products))
+    waited = ("tensor", "context")
+    traffic = [
+        Exchange(one.kind, one.axes, one.bytes, any(axis in one.axes for axis in waited))
+        for one in found
+    ]
+    return _time(request, topology, memory, done, traffic)
+
+
+def _time(
+    request: Request, topology: Topology, memory: Memory, done: Products, traffic: list[Exchange]
+) -> Time:
+    """`done` is what all devices compute, recomputation included."""
+    chip, devices = topology.chip, topology.devices
+    busy = done.matrices / EFFICIENCY[chip.platform] + done.kernels / ATTENTION[chip.platform]
     busy /= devices * chip.flops
     hidden = sum(_seconds(request, topology, one) for one in traffic if not one.exposed)
     exposed = sum(_seconds(request, topology, one) for one in traffic if one.exposed)
     moved = 2 * (memory.parameters + memory.optimizer) + memory.gradients
     update = moved / chip.memory_bandwidth
     seconds = max(busy, hidden) + exposed + update
-    flops = products + attention
+    flops = sum(_flops(request))
     return Time(
-        busy, hidden, exposed, update, seconds, flops, again,
+        busy, hidden, exposed, update, seconds, flops, sum(done) - flops,
         mfu=flops / (seconds * devices * chip.flops),
         days=request.steps * seconds / 86_400,
     )  # fmt: skip
@@ -73,6 +102,6 @@ def _flops(request: Request) -> tuple[float, float]:
 
 
 def _seconds(request: Request, topology: Topology, one: Exchange) -> float:
-    slow = slow_share(request, topology, one.axis)
+    slow = max(slow_share(request, topology, axis) for axis in one.axis.split("+"))
     fast = one.bytes * (1 - slow) / topology.link_bandwidth
     return fast + one.bytes * slow / topology.chip.slow_bandwidth

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from llm_jax.plan.hlo import Collective
+from llm_jax.plan.collectives import Collective
 from llm_jax.plan.memory import Matrices, matrices_of
 from llm_jax.plan.request import Request, rows_and_tokens
 from llm_jax.plan.topology import Topology
@@ -80,6 +80,8 @@ def slow_share(request: Request, topology: Topology, axis: str) -> float:
     it remains. Unstated, an axis that reaches over several hosts sends everything over the slow network.
     """
     sizes = request.sizes(topology)
+    if axis not in sizes:  # "?": of a program's collective over no axes of the mesh
+        return 1.0 if topology.islands > 1 else 0.0
     inside = topology.devices // topology.islands
     between = {"data": request.mesh.dcn_data, "fsdp": request.mesh.dcn_fsdp}.get(axis, 1)
     names = list(sizes)

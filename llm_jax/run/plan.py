@@ -25,7 +25,7 @@ from llm_jax.plan import (
     search,
 )
 from llm_jax.plan.request import rows_and_tokens
-from llm_jax.plan.roofline import ATTENTION, EFFICIENCY
+from llm_jax.plan.roofline import ATTENTION, EFFICIENCY, program_time
 from llm_jax.plan.traffic import by_axis
 from llm_jax.run import cli, continuation
 from llm_jax.run.pretrain import AS_BASE, PretrainConfig
@@ -106,7 +106,7 @@ def told(counted: Estimate, topology: Topology) -> str:
     return "\n".join(
         [
             f"estimate   GiB a device: {parts}",
-            f"           {verdict(memory.total, topology)}",
+            f"           {estimated(memory.total, topology)}",
             f"received   a device, a step: {moved or 'nothing'}",
             f"time       {time.seconds:.3g} s a step, MFU {time.mfu:.1%}: products {time.products:.3g} s at "
             f"{EFFICIENCY[platform]:.0%} of the peak (attention {ATTENTION[platform]:.0%}; assumed), traffic "
@@ -115,6 +115,12 @@ def told(counted: Estimate, topology: Topology) -> str:
             f"{time.days:.3g} days; {time.flops:.3g} flops a step, {time.recomputed:.3g} more recomputed",
         ]
     )
+
+
+def estimated(total: float, topology: Topology) -> str:
+    """The verdict of an estimate, which is within a tenth of the truth (tools/results/plan.md)."""
+    close = abs(topology.usable - total) < total / 10
+    return verdict(total, topology) + ("; too close to be sure without compiling" if close else "")
 
 
 def verdict(total: float, topology: Topology) -> str:
@@ -147,14 +153,16 @@ def checkpoint_line(request: Request, run: Path, keep: int) -> str:
 def compiled_lines(found: Compiled, counted: Estimate, topology: Topology) -> str:
     """What the compiler says, and how far the estimate was off."""
     lines = []
+    off = (
+        f"the estimate is {counted.memory.total / found.total - 1:+.1%} off" if found.total else ""
+    )
     if found.too_large:
-        return f"compiled   DOES NOT FIT, says the compiler: {found.too_large}"
-    off = counted.memory.total / found.total - 1
+        return f"compiled   DOES NOT FIT, says the compiler: {found.too_large} {off}".rstrip()
     lines += [
         f"compiled   in {found.seconds:.0f} s here; attention {found.attention}; GiB a device: arguments "
         f"{found.arguments / GIB:.2f}, outputs {found.outputs / GIB:.2f} of which in their place "
         f"{found.aliased / GIB:.2f}, temporaries {found.temporaries / GIB:.2f}",
-        f"           {verdict(found.total, topology)}; the estimate is {off:+.1%} off",
+        f"           {verdict(found.total, topology)}; {off}",
     ]
     if not found.readable:
         return "\n".join([*lines, "           this jaxlib cannot show the program: no collectives"])
@@ -164,6 +172,15 @@ def compiled_lines(found: Compiled, counted: Estimate, topology: Topology) -> st
         kinds = ", ".join(counts(one) for one in found.collectives if one.axes == axis)
         more = f"; estimated {guessed[axis] / 1e9:.2f}" if axis in guessed else ""
         lines.append(f"           over {axis}: {size / 1e9:.2f} GB received{more} ({kinds})")
+    if found.products:
+        time = program_time(
+            counted.request, topology, counted.memory, found.products, found.collectives
+        )
+        matrices, kernels = found.products
+        lines.append(
+            f"           {matrices / 1e12:.4g} TFLOP in products, {kernels / 1e12:.4g} in kernels: "
+            f"{time.seconds:.3g} s a step, MFU {time.mfu:.1%}, by the same assumptions"
+        )
     return "\n".join(lines)
 
 
@@ -210,10 +227,9 @@ def as_json(
     }
     if found:
         answer["compiled"] = {
-            **dataclasses.asdict(found),
+            **found.as_json(),
             "total": found.total,
             "fits": not found.too_large and found.total <= topology.usable,
-            "collectives": [one._asdict() for one in found.collectives],
         }
     if candidates:
         answer["search"] = [overrides(one.request) for one in candidates]

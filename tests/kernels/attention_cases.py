@@ -140,7 +140,7 @@ def check(case: Case, sizes: Sizes, implementation: str, tolerance: float) -> No
     found = run(inputs, implementation=implementation, **rule(case, sizes))
     if case.alibi and (case.mask == "full" or case.slots):
         # the farthest key ahead wins, with a score in the hundreds: so much coarser is float32 there
-        tolerance *= 40
+        tolerance *= 60  # 50 without the fused multiply-adds of LLVM's optimisation
     for name, x, y in zip(("out", "lse", "dq", "dk", "dv"), found, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance, err_msg=name)
     assert not np.asarray(found[0])[empty].any()

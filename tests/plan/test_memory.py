@@ -9,7 +9,7 @@ import pytest
 
 from llm_jax.errors import ConfigError
 from llm_jax.model import count_params
-from llm_jax.plan import compile_apart, parse_topology
+from llm_jax.plan import compile_apart, estimate, parse_topology
 from llm_jax.plan.chips import CHIPS
 from llm_jax.plan.memory import estimate_memory, kept_for_backward, matrices_of, share_of_one
 from llm_jax.sharding import MeshConfig
@@ -70,6 +70,19 @@ def test_what_forward_keeps_follows_the_remat_policy():
     assert kept["full"].layer == kept["dots"].layer == 4 * T * dots
 
 
+def test_heads_narrower_than_a_tpus_lanes_are_kept_padded():
+    L, T, heads = 4, 512, 2 * 4 + 2 * 2  # q and attention's output, k and v
+    v5e = CHIPS["v5e"]
+
+    def kept(**switches):
+        return kept_for_backward(dataclasses.replace(SMALL, remat="dots", **switches), T, v5e)
+
+    narrow, wide = kept(), kept(head_dim=128)
+    assert narrow.layers == wide.layers, "64 numbers take the place of 128"
+    assert wide.layer - narrow.layer == 4 * T * heads * 64
+    assert narrow.layers - L * narrow.layer == 4 * L * T * heads * 64
+
+
 def test_one_device_of_the_tensor_axis_has_its_heads_and_no_less_than_one_kv_head():
     share = share_of_one(SMALL, 4)
     assert (share.num_heads, share.num_kv_heads, share.mlp_dim, share.vocab_size) == (
@@ -126,3 +139,7 @@ def test_the_estimate_is_within_a_tenth_of_the_step_compiled_for_eight_devices(a
     np.testing.assert_allclose(memory.total, found.total, rtol=0.1)
     assert found.attention == "xla_chunked"
     assert {one.axes for one in found.collectives} >= {"fsdp"}
+    time = estimate(asked, topology).time
+    assert found.products, "a CPU's program is readable"
+    computed = 8 * found.products.matrices
+    np.testing.assert_allclose(computed, time.flops + time.recomputed, rtol=0.1)

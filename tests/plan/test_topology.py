@@ -36,6 +36,7 @@ def test_a_name_says_how_many_devices_and_how_they_are_joined(name, devices, isl
         ("v5e", "topology='v5e' must look like v5e:4x4"),
         ("2*h100:1x8", "topology='2*h100:1x8': only TPUs come in slices"),
         ("", "topology='': '' is no known chip"),
+        ("v5e:32x32", "a slice of v5e has at most 256 chips, these are 1024; several slices are"),
     ],
 )
 def test_a_mistaken_name_is_told_in_one_line(name, message):

@@ -1,12 +1,12 @@
 """`llm-jax plan`: what it prints and writes, and what it says of mistakes."""
 
-import dataclasses
 import importlib.util
 import json
 
 import pytest
 
 from llm_jax.plan import Collective, Compiled, estimate, parse_topology
+from llm_jax.plan.products import Products
 from llm_jax.run import cli, plan
 from tests.plan.requests import LLAMA_2_7B, ask
 from tests.test_configs import FOLDER
@@ -48,6 +48,14 @@ def test_what_does_not_fit_is_said_with_what_to_do(run):
     assert status == 0
     assert "DOES NOT FIT" in out
     assert "raise --step.micro-batches" in out
+    assert "too close" not in out
+
+
+def test_an_estimate_that_nearly_fits_asks_for_the_compiler():
+    topology = parse_topology("v5e:4x4")
+    for share in (0.95, 1.05):
+        assert "too close to be sure" in plan.estimated(share * topology.usable, topology)
+    assert "too close to be sure" not in plan.estimated(0.8 * topology.usable, topology)
 
 
 @pytest.mark.slow
@@ -65,16 +73,31 @@ def test_what_the_compiler_says_is_set_beside_the_estimate():
     found = Compiled(
         platform="tpu", arguments=5_056_890_880, outputs=5_056_813_056, aliased=5_056_808_960,
         temporaries=6_506_000_000, peak=9_630_000_000, attention="pallas_tpu",
-        collectives=(Collective("all-gather", "fsdp", 258, 11.9e9),),
+        collectives=(Collective("all-gather", "fsdp", 258, 11.9e9),), products=Products(203.6e12, 19.8e12),
     )  # fmt: skip
     assert found.total == found.peak, "libtpu's temporaries are more than it allocates"
     shown = plan.compiled_lines(found, counted, topology)
     assert "fits: 8.97 GiB of 15.75" in shown
     assert "the estimate is +1." in shown
     assert "over fsdp: 11.90 GB received; estimated 38.15 (258 all-gather)" in shown
-    refused = dataclasses.replace(found, too_large="Ran out of memory")
+    assert "203.6 TFLOP in products, 19.8 in kernels: 1.47 s a step, MFU 60" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "needed", "off"),
+    [
+        ("E1000: the total memory required for HLO temporaries (17.34G) exceeds available HBM (15.75G).",
+         17.34 * 2**30, " the estimate is -47.4% off"),
+        ("Ran out of memory", 0, ""),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_in_the_compilers_words_with_what_it_needs(words, needed, off):
+    topology = parse_topology("v5e:4x4")
+    counted = estimate(ask(LLAMA_2_7B, batch_size=16, seq_len=4096), topology)
+    refused = Compiled(platform="tpu", too_large=words)
+    assert refused.total == int(needed)
     shown = plan.compiled_lines(refused, counted, topology)
-    assert shown == "compiled   DOES NOT FIT, says the compiler: Ran out of memory"
+    assert shown == f"compiled   DOES NOT FIT, says the compiler: {words}{off}"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_jax.plan.hlo import Collective, collectives
+from llm_jax.plan.collectives import Collective, collectives
 
 SIZES = {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
 
@@ -20,6 +20,13 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
 %fused.again (p: bf16[2,8]) -> bf16[8,8] {
   %p = bf16[2,8]{1,0} parameter(0)
   ROOT %ag.2 = bf16[8,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%all-reduce-scatter (p: f32[16]) -> f32[4] {
+  %p = f32[16] parameter(0)
+  %ar.2 = f32[16] all-reduce(%p), channel_id=5, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
+  %at = u32[] partition-id()
+  ROOT %part = f32[4] dynamic-slice(%ar.2, %at), dynamic_slice_sizes={4}
 }
 
 %body (t: (s32[], bf16[2,8])) -> (s32[], bf16[2,8]) {
@@ -49,6 +56,7 @@ ENTRY %main (w: bf16[2,8], g: f32[16]) -> f32[16] {
   %t = (s32[], bf16[2,8]) tuple(%zero, %w)
   %loop = (s32[], bf16[2,8]) while(%t), condition=%condition, body=%body
   %rs = (f32[16], f32[4]) reduce-scatter-start(%g), channel_id=3, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}, to_apply=%sum
+  %own = f32[4] fusion(%g), kind=kCustom, calls=%all-reduce-scatter
   ROOT %ar = f32[16] all-reduce(%g), channel_id=4, replica_groups=mesh['a'=2,'b'=4] {'a','b'}, to_apply=%sum
 }
 """
@@ -59,7 +67,8 @@ def test_every_collective_counts_as_often_as_it_runs_with_its_axes_and_bytes():
     # 32 in steps of 2; two fusions of one channel are one gather of 128 bytes, 3/4 from elsewhere
     assert found["all-gather", "fsdp"] == (16, 16 * 128 * 3 / 4)
     assert found["collective-permute", "data"] == (16, 16 * 32)
-    assert found["reduce-scatter", "fsdp"] == (1, 3 * 16)
+    # one by its name, one as libtpu writes it: summed, then sliced
+    assert found["reduce-scatter", "fsdp"] == (2, 2 * 3 * 16)
     assert found["all-reduce", "data+fsdp"] == (1, 2 * 64 * 7 / 8)
     assert len(found) == 4
 
