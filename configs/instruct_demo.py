@@ -4,7 +4,7 @@ Run:     llm-jax data conversations --tokenizer runs/demo/tokenizer --source tal
          llm-jax instruct configs/instruct_demo.py --init-from runs/demo/run --data.prepared data/talk --run runs/tuned
          llm-jax chat runs/tuned
 Expect:  bits per character of held-out answers before the first step and after the last. What 160 steps
-         do to a model of 1.4 million parameters is measured: tools/results/sft.md (tools/show_sft.py).
+         do to a model of 1.6 million parameters is measured: tools/results/sft.md (tools/show_sft.py).
 """
 
 from llm_jax.data.mixture import DataConfig

@@ -20,11 +20,11 @@ import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
+from llm_jax.data.rouge import f_measure
 from llm_jax.instruct.self_instruct.novelty import (
     FIRST_SURROGATE,
     NUM_SURROGATES,
     Pool,
-    f_measure,
     tokens,
 )
 from llm_jax.instruct.self_instruct.tasks import read_seeds

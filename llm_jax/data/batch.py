@@ -14,6 +14,8 @@ Array = (
 class Batch(NamedTuple):
     """Rows of token ids, packed from documents. All arrays are [B, T].
 
+    Of pairs of a better and a worse answer, segments 2 i - 1 and 2 i of a row are one, the better first.
+
     Position t of a row reads `tokens` and must predict `targets`; both lie in the same document, so
     no target ever crosses a document boundary. Padding has segment 0 and mask 0.
     """
@@ -23,17 +25,6 @@ class Batch(NamedTuple):
     positions_BT: Array  # int32, index inside the segment; restarts at 0 in every segment
     segments_BT: Array  # int32, counts 1, 2, ... along the row; 0 is padding
     loss_mask_BT: Array  # float32, 1 where the target counts
-
-
-class PreferenceBatch(NamedTuple):
-    """Pairs of a better and a worse answer, for learning from preferences.
-
-    Rows 2 i of `rows` hold better answers, rows 2 i + 1 the worse ones: segment s of the one and segment s of
-    the other are a pair. The mask is on the targets of the answers.
-    """
-
-    rows: Batch
-    reference_BT: Array | None = None  # float32, -log p of every target under a reference model
 
 
 DTYPES = Batch(np.int32, np.int32, np.int32, np.int32, np.float32)

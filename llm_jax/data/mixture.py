@@ -17,6 +17,7 @@ import numpy as np
 
 from llm_jax.config import nearest
 from llm_jax.data.batch import Batch
+from llm_jax.data.filling import fill_row
 from llm_jax.data.interleave import Schedule, Stretch
 from llm_jax.data.packing import Packing, RowPlan, plan_rows
 from llm_jax.data.permutation import permute
@@ -133,22 +134,12 @@ class _Rows:
 
     def fill(self, batch: Batch, position: int, row: int, index: int) -> None:
         """Writes packed row `row`, which is row `index` of the run, into row `position` of the zeroed `batch`."""
-        begin, segment = 0, 0
         starts, counts = self.plan.row(row)
-        for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
-            if any(
-                hole.begin <= start < hole.end and index >= hole.from_row for hole in self.holes
-            ):
-                continue
-            segment += 1
-            tokens = self.split.read(start, count + 1)
-            here = (position, slice(begin, begin + count))
-            batch.tokens_BT[here] = tokens[:-1]
-            batch.targets_BT[here] = tokens[1:]
-            batch.positions_BT[here] = np.arange(count, dtype=np.int32)
-            batch.segments_BT[here] = segment
-            batch.loss_mask_BT[here] = self.split.read_mask(start + 1, count) > 0
-            begin += count
+        kept = np.ones(len(starts), bool)
+        for hole in self.holes:
+            if index >= hole.from_row:
+                kept &= (starts < hole.begin) | (starts >= hole.end)
+        fill_row(batch, position, self.split, starts[kept], counts[kept])
 
 
 class DataPlan:

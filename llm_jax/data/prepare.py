@@ -182,10 +182,17 @@ class SourceWriters:
     """The writers of both splits of one source."""
 
     def __init__(
-        self, root: Path, source: str, dtype: str, holdout_fraction: float, max_tokens: int
+        self,
+        root: Path,
+        source: str,
+        dtype: str,
+        holdout_fraction: float,
+        max_tokens: int,
+        together: bool = False,
     ) -> None:
+        """`together` as in `HoldOut`."""
         (root / source).mkdir()
-        self._source, self._holdout = source, HoldOut(holdout_fraction)
+        self._source, self._holdout = source, HoldOut(holdout_fraction, together)
         self._writers = {
             split: SplitWriter(root, source, split, dtype, max_tokens) for split in shards.SPLITS
         }

@@ -25,9 +25,30 @@ class Record(NamedTuple):
 def read_records(source: SourceConfig, rejects: Rejects) -> Iterator[Record]:
     """Yields the records of `source` in a fixed order; what is no record is counted in `rejects`.
 
+    Of `source.max_bytes` count the texts anywhere in a record.
+
     Raises:
       DataError: a file is missing or damaged, or its format has no records.
     """
+    spent = 0
+    for record in _read_all(source, rejects):
+        yield record
+        if source.max_bytes:
+            spent += _text_bytes(record.fields)
+            if spent >= source.max_bytes:
+                return
+
+
+def _text_bytes(value: Any) -> int:
+    """UTF-8 bytes of all texts in a value."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, dict):
+        return sum(map(_text_bytes, value.values()))
+    return sum(map(_text_bytes, value)) if isinstance(value, list) else 0
+
+
+def _read_all(source: SourceConfig, rejects: Rejects) -> Iterator[Record]:
     if source.format == "tfds":
         yield from _tfds(source.path)
         return

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from llm_jax.data.page_checks import checks_of
-from llm_jax.data.shards import HELDOUT, MANIFEST, TRAIN, Shard, sha256_of
+from llm_jax.data.shards import HELDOUT, MANIFEST, TRAIN, Shard, is_target, sha256_of
 from llm_jax.errors import DataError
 
 # a full disk, a full quota, a file-size limit
@@ -32,8 +32,9 @@ class Encoded(NamedTuple):
     tokens: np.ndarray  # with BOS and EOS
     num_bytes: int  # of the text in UTF-8
     num_characters: int
-    position: float  # in [0, 1), from a hash of the text: below the held-out share means held out
-    mask: np.ndarray | None = None  # uint8 per token: 0, ANSWER or MARK; None: no split has masks
+    # in [0, 1), from a hash of the text or of its opening: below the held-out share means held out
+    position: float
+    mask: np.ndarray | None = None  # uint8 per token, see `shards`; None: no split has masks
 
 
 @contextmanager
@@ -162,7 +163,7 @@ class SplitWriter:
         if document.mask is not None:
             self._mask += document.mask.astype(np.uint8).tobytes()
             # the first token of a document is nobody's target
-            self._targets = (self._targets or 0) + int(np.count_nonzero(document.mask[1:]))
+            self._targets = (self._targets or 0) + int(is_target(document.mask[1:]).sum())
         self.counts["documents"] += 1
         self.counts["tokens"] += size
         self.counts["bytes"] += document.num_bytes
@@ -234,9 +235,13 @@ class HoldOut:
     more, both splits get one whatever the fraction. A fraction of 0 holds nothing out.
     """
 
-    def __init__(self, fraction: float) -> None:
-        self._fraction = fraction
+    def __init__(self, fraction: float, together: bool = False) -> None:
+        """`together`: documents of one position never part. One that has company is not kept back then, and
+        a small source may have nothing held out.
+        """
+        self._fraction, self._together = fraction, together
         self._kept: Encoded | None = None
+        self._nearest = float("inf")  # distance of the nearest document so far
         self._seen: dict[str, int] = {TRAIN: 0, HELDOUT: 0}
 
     def deal(self, document: Encoded) -> Iterator[tuple[str, Encoded]]:
@@ -248,14 +253,17 @@ class HoldOut:
                 yield self._split(self._kept), self._kept
                 self._kept = None
             yield split, document
-        elif self._kept is None:
-            self._kept = document
-        else:
-            nearer = abs(document.position - self._fraction) < abs(
-                self._kept.position - self._fraction
-            )
-            settled, self._kept = (self._kept, document) if nearer else (document, self._kept)
-            yield split, settled
+            return
+        distance = abs(document.position - self._fraction)
+        if distance < self._nearest:
+            settled, self._kept, self._nearest = self._kept, document, distance
+            if settled is not None:
+                yield split, settled
+            return
+        if self._together and self._kept is not None and distance == self._nearest:
+            yield split, self._kept
+            self._kept = None
+        yield split, document
 
     def rest(self) -> Iterator[tuple[str, Encoded]]:
         """Yields the document still kept back, if any; the last call."""

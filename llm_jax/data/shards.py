@@ -5,10 +5,12 @@
     FOLDER/rejects.jsonl                      samples of the records that were left out
     FOLDER/SOURCE/SPLIT-00000.tokens.npy      uint16 or uint32 [tokens]
     FOLDER/SOURCE/SPLIT-00000.documents.npy   int64 [documents, 3]: token end, UTF-8 bytes, characters
-    FOLDER/SOURCE/SPLIT-00000.mask.npy        uint8 [tokens], of conversations alone: 0, ANSWER or MARK
+    FOLDER/SOURCE/SPLIT-00000.mask.npy        uint8 [tokens], of conversations alone: 0, ANSWER, MARK or SECOND
     FOLDER/SOURCE/SPLIT-00000.checks.npy      uint32 [pages]: CRC-32 of the pages of tokens, then of the mask
 
-Of a conversation, bytes and characters are those of its answers. A stored document is [BOS] + its text's ids + [EOS]
+Of a conversation, bytes and characters are those of its answers. A pair of a better and a worse answer is one
+document, the better conversation first, and SECOND marks where the worse one begins; bytes and characters are
+those of the better answer. A stored document is [BOS] + its text's ids + [EOS]
 (EOS first too where there is no BOS) and lies in one shard. Opening reads the manifest and compares file sizes; the
 shards are memory-mapped when first used, and every page is compared as it is read. Data prepared before there were
 checks are read without.
@@ -37,6 +39,12 @@ TRAIN, HELDOUT = "train", "heldout"
 SPLITS = (TRAIN, HELDOUT)
 # values of a mask: a target that is text of an answer, and one that is not (end of turn, header)
 ANSWER, MARK = 1, 2
+SECOND = 3  # no target: the first token of the worse one of a pair
+
+
+def is_target(mask: np.ndarray) -> np.ndarray:
+    """Of every value of a mask, whether the token counts as a target; bool."""
+    return (mask == ANSWER) | (mask == MARK)
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ class Split:
         return self._read(start, count, "tokens", np.int32)
 
     def read_mask(self, start: int, count: int) -> np.ndarray:
-        """Mask of the same tokens, uint8: 0, ANSWER or MARK; without a mask all are MARK."""
+        """Mask of the same tokens, uint8; without a mask all are MARK."""
         if not self.has_mask:
             return np.full(count, MARK, dtype=np.uint8)
         return self._read(start, count, "mask", np.uint8)
@@ -250,6 +258,11 @@ class Prepared:
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer's own files are."""
         return self.folder / TOKENIZER
+
+    @property
+    def holds_pairs(self) -> bool:
+        """Whether its documents are pairs of a better and a worse answer."""
+        return "longest_side" in self.manifest.get("conversations", {})
 
     def shards(self) -> list[Shard]:
         """Every shard of every source and split."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm_jax.data.packing import best_fit_decreasing
-from llm_jax.data.shards import ANSWER, Split
+from llm_jax.data.shards import ANSWER, SECOND, Split
 from llm_jax.errors import ConfigError
 from llm_jax.tokenizer.base import Tokenizer, start_id
 
@@ -105,7 +105,7 @@ class Corpus:
 def corpus_from_split(split: Split, tokenizer: Tokenizer, config: EvalConfig) -> Corpus:
     """The documents of a prepared split that `config` asks for."""
     num_bytes, num_characters = split.document_bytes, split.document_characters
-    chosen = _choose(split.num_documents, config)
+    chosen = choose(split.num_documents, config)
     if split.has_mask:
         return _answers(split, chosen, config)
 
@@ -118,12 +118,15 @@ def corpus_from_split(split: Split, tokenizer: Tokenizer, config: EvalConfig) ->
 
 
 def _answers(split: Split, chosen: np.ndarray, config: EvalConfig) -> Corpus:
-    """Conversations of a split, whole; the text of their answers is scored."""
+    """Conversations of a split, whole, the better ones of pairs; the text of their answers is scored."""
     left = config.max_tokens or np.iinfo(np.int64).max
     kept, ids, masks = [], [np.zeros(0, np.int32)], [np.zeros(0, np.uint8)]
     for index in map(int, chosen):
         start, end = map(int, split.document_starts[index : index + 2])
-        mask = split.read_mask(start, end - start) == ANSWER
+        values = split.read_mask(start, end - start)
+        if (values == SECOND).any():
+            end = start + int(np.argmax(values == SECOND))
+        mask = values[: end - start] == ANSWER
         if left <= 0:
             break
         if mask[1:].any():
@@ -138,7 +141,7 @@ def _answers(split: Split, chosen: np.ndarray, config: EvalConfig) -> Corpus:
 
 def corpus_from_texts(texts: Sequence[str], tokenizer: Tokenizer, config: EvalConfig) -> Corpus:
     """Raw texts, one document each, as far as `config` asks for them."""
-    chosen = [texts[index] for index in map(int, _choose(len(texts), config))]
+    chosen = [texts[index] for index in map(int, choose(len(texts), config))]
 
     def documents() -> Iterator[tuple[np.ndarray, int, int]]:
         for text, ids in zip(chosen, tokenizer.encode_batch(chosen), strict=True):
@@ -154,7 +157,7 @@ def _text_ids(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     return ids[first:last]
 
 
-def _choose(count: int, config: EvalConfig) -> np.ndarray:
+def choose(count: int, config: EvalConfig) -> np.ndarray:
     """Indices of the documents to score: all in order, or the first ones of a seeded shuffle."""
     if not config.max_documents and not config.max_tokens:
         return np.arange(count)

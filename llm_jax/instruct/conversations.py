@@ -85,7 +85,7 @@ def read_conversations(
             form = detect(record, source.name)
         rejects.records += 1
         try:
-            turns = tuple(_clean(turn, rejects) for turn in TURNS[form](record.fields))
+            turns = tuple(cleaned(turn, rejects) for turn in TURNS[form](record.fields))
             check(turns)
         except UnusableError as reason:
             rejects.add(str(reason), record.place, repr(record.fields))
@@ -104,6 +104,11 @@ def detect(record: Record, source: str) -> ConversationFormat:
         return "alpaca"
     if any(a in fields and b in fields for a, b in PAIRS):
         return "prompt-completion"
+    if "chosen" in fields and "rejected" in fields:
+        raise DataError(
+            f"source {source!r}: {record.place} is a pair of answers, not a conversation; pairs are prepared for "
+            "`llm-jax instruct --method dpo` by `llm-jax data conversations --format preference`"
+        )
     raise DataError(
         f"source {source!r}: cannot tell how {record.place} says a conversation; it has the fields "
         f"{', '.join(map(repr, fields)) or 'none'}; known: messages; conversations; instruction and output; "
@@ -130,7 +135,7 @@ def check(turns: tuple[Turn, ...]) -> None:
             raise UnusableError("empty answer" if turn.role == "assistant" else "empty user turn")
 
 
-def _clean(turn: Turn, rejects: Rejects) -> Turn:
+def cleaned(turn: Turn, rejects: Rejects) -> Turn:
     """The turn with lone surrogates replaced, which JSON may spell and UTF-8 cannot."""
     try:
         (turn.content + turn.context).encode("utf-8")
@@ -144,18 +149,24 @@ def _clean(turn: Turn, rejects: Rejects) -> Turn:
 
 
 def _messages(fields: dict[str, Any]) -> Iterator[Turn]:
-    turns = fields.get("messages", fields.get("conversations"))
-    return _turns(turns, "role", "content", "messages")
+    return _turns(fields.get("messages", fields.get("conversations")), "role", "content")
 
 
 def _sharegpt(fields: dict[str, Any]) -> Iterator[Turn]:
-    yield from _system(fields)
-    yield from _turns(fields.get("conversations", fields.get("messages")), "from", "value", "turns")
+    yield from system_of(fields)
+    yield from _turns(fields.get("conversations", fields.get("messages")), "from", "value")
 
 
-def _turns(turns: Any, role_field: str, text_field: str, what: str) -> Iterator[Turn]:
+def turns_of(turns: Any) -> Iterator[Turn]:
+    """The turns of a list as OpenAI or ShareGPT has them, told by its first one. Raises UnusableError."""
+    first = turns[0] if isinstance(turns, list) and turns else None
+    sharegpt = isinstance(first, dict) and "from" in first
+    return _turns(turns, *(("from", "value") if sharegpt else ("role", "content")))
+
+
+def _turns(turns: Any, role_field: str, text_field: str) -> Iterator[Turn]:
     if not isinstance(turns, list):
-        raise UnusableError(f"no list of {what}")
+        raise UnusableError(f"no list of {'messages' if role_field == 'role' else 'turns'}")
     for turn in turns:
         if not isinstance(turn, dict) or role_field not in turn or text_field not in turn:
             raise UnusableError(f"a turn without {role_field!r} and {text_field!r}")
@@ -164,41 +175,55 @@ def _turns(turns: Any, role_field: str, text_field: str, what: str) -> Iterator[
             raise UnusableError(f"unknown role {str(role)[:20]!r}")
         if turn.get("tool_calls"):
             raise UnusableError("a turn with tool calls")
-        yield Turn(ROLES[role.lower()], _text(turn[text_field]))
+        yield Turn(ROLES[role.lower()], text_of(turn[text_field]))
 
 
-def _text(content: Any) -> str:
-    """A text, given as such or as OpenAI's list of parts."""
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        for part in content
-    ):
-        return "".join(part["text"] for part in content)
-    if not isinstance(content, str):
+def is_text(content: Any) -> bool:
+    """Whether it is a text, given as such or as OpenAI's list of parts."""
+    return isinstance(content, str) or (
+        isinstance(content, list)
+        and all(
+            isinstance(part, dict)
+            and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+            for part in content
+        )
+    )
+
+
+def text_of(content: Any) -> str:
+    """The text. Raises UnusableError if it is none."""
+    if not is_text(content):
         raise UnusableError("a turn whose content is not text")
-    return content
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def _system(fields: dict[str, Any]) -> Iterator[Turn]:
+def system_of(fields: dict[str, Any]) -> Iterator[Turn]:
+    """The system turn that a field of its own holds, if there is one. Raises UnusableError."""
     if fields.get("system"):
-        yield Turn("system", _text(fields["system"]))
+        yield Turn("system", text_of(fields["system"]))
+
+
+def exchanges_of(fields: dict[str, Any]) -> Iterator[Turn]:
+    """The turns of `history`, pairs of strings. Raises UnusableError."""
+    for exchange in fields.get("history") or []:
+        if not isinstance(exchange, list) or len(exchange) != 2:
+            raise UnusableError("a history that is not pairs")
+        yield Turn("user", text_of(exchange[0]))
+        yield Turn("assistant", text_of(exchange[1]))
 
 
 def _alpaca(fields: dict[str, Any]) -> Iterator[Turn]:
     for name in ("instruction", "output"):
         if not isinstance(fields.get(name), str):
             raise UnusableError(f"no text {name!r}")
-    yield from _system(fields)
-    for exchange in fields.get("history") or []:
-        if not isinstance(exchange, list) or len(exchange) != 2:
-            raise UnusableError("a history that is not pairs")
-        yield Turn("user", _text(exchange[0]))
-        yield Turn("assistant", _text(exchange[1]))
+    yield from system_of(fields)
+    yield from exchanges_of(fields)
     context = fields.get("input") or ""
     if not fields["instruction"].strip() and context:  # some sets keep the task in `input` alone
-        yield Turn("user", _text(context))
+        yield Turn("user", text_of(context))
     else:
-        yield Turn("user", fields["instruction"], _text(context).strip())
+        yield Turn("user", fields["instruction"], text_of(context).strip())
     yield Turn("assistant", fields["output"])
 
 
@@ -206,12 +231,12 @@ def _prompt_completion(fields: dict[str, Any]) -> Iterator[Turn]:
     pair = next(((a, b) for a, b in PAIRS if a in fields and b in fields), None)
     if pair is None:
         raise UnusableError("no prompt with a completion")
-    yield from _system(fields)
+    yield from system_of(fields)
     for value, role in zip((fields[name] for name in pair), ("user", "assistant"), strict=True):
         if isinstance(value, list):
-            yield from _turns(value, "role", "content", "messages")
+            yield from _turns(value, "role", "content")
         else:
-            yield Turn(role, _text(value))
+            yield Turn(role, text_of(value))
 
 
 TURNS = {

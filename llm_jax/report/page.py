@@ -21,6 +21,8 @@ polyline { fill: none; stroke-width: 1.5 } .grid { stroke: #eee } .bar { backgro
 UNLISTED = ("ledger",)  # events of every checkpoint: the ledger sums them up
 CURVES = (
     ("Loss, nats per token", "loss"),
+    ("Share of pairs whose better answer wins", "preference_accuracy"),
+    ("Lead of the better answer", "reward_margin"),
     ("Gradient norm", "grad_norm"),
     ("Learning rate", "learning_rate"),
     ("Tokens per second", "tokens_per_second"),

@@ -37,7 +37,7 @@ from llm_jax.model import (
 from llm_jax.run.parts import ORIGIN, Base, Parts
 from llm_jax.sharding import partition_spec, tree_shardings
 from llm_jax.tokenizer import Tokenizer
-from llm_jax.tokenizer.base import start_id
+from llm_jax.tokenizer.base import digest, start_id
 from llm_jax.tokenizer.spelling import require_extension, spellings
 from llm_jax.train.resize import INITS, Init, resize
 
@@ -63,7 +63,13 @@ def find_base(model: str) -> Base:
             f"{checkpoint}: its tokenizer has {tokenizer.vocab_size} ids, but its embedding has "
             f"{config.vocab_size} rows; the folder mixes two models, use the original one"
         )
-    return Base(folder=str(checkpoint), model=config, tokenizer=tokenizer, origin=origin_of(meta))
+    return Base(
+        folder=str(checkpoint),
+        model=config,
+        tokenizer=tokenizer,
+        origin=origin_of(meta),
+        arrays=digest(meta["arrays"]),
+    )
 
 
 def origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +158,7 @@ def begin(parts: Parts, mesh: Mesh) -> Begun:
     """
     base = parts.base
     assert base is not None
-    params = _load(base, mesh, parts.model.param_dtype)
+    params = load_base(base, mesh, parts.model.param_dtype)
     scores: dict[str, dict[str, float]] = {}
     metrics: dict[str, dict[str, float]] = {}
 
@@ -197,6 +203,7 @@ def begin(parts: Parts, mesh: Mesh) -> Begun:
         params = join(params, fresh_adapters(parts.model, mesh, parts.train.seed))
     facts = {
         "base": base.folder,
+        "base_arrays": base.arrays,
         "first_new_row": parts.first_new_row,
         "init": chosen,
         "bits_per_character": scores,
@@ -223,8 +230,12 @@ def fresh_adapters(model: ModelConfig, mesh: Mesh, seed: int) -> Params:
     return make(jax.random.key(seed))
 
 
-def _load(base: Base, mesh: Mesh, dtype: str) -> Params:
-    """The base's parameters on the mesh, adapters merged; a vocabulary that does not divide is not split."""
+def load_base(base: Base, mesh: Mesh, dtype: str) -> Params:
+    """The base's parameters on the mesh, adapters merged; a vocabulary that does not divide is not split.
+
+    Raises:
+      CheckpointError: they cannot be read.
+    """
 
     def place(leaf: jax.ShapeDtypeStruct, names: tuple[str, ...]) -> jax.ShapeDtypeStruct:
         sharding = NamedSharding(mesh, partition_spec(names, leaf.shape, mesh))

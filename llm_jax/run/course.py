@@ -15,7 +15,7 @@ from llm_jax.checkpoint.run_folder import append_event
 from llm_jax.data.batch import Batch, check_batch
 from llm_jax.data.loader import batches
 from llm_jax.errors import DataError
-from llm_jax.model import flops_per_token
+from llm_jax.model import Params, flops_per_token
 from llm_jax.run.hooks import RunHooks
 from llm_jax.run.parts import Parts
 from llm_jax.run.roll_back import roll_back
@@ -27,6 +27,7 @@ from llm_jax.train import (
     Stage,
     TrainState,
     abstract_state,
+    compile_preference_step,
     compile_step,
     follow_batch,
     make_optimizer,
@@ -51,6 +52,14 @@ class Stages(NamedTuple):
         """What the state after `step` updates consists of."""
         return self.states[stage_of(self.plan, step)]
 
+    def with_reference(self, reference: Params | None) -> "Stages":
+        """The same for pairs of answers, with what they are compared with."""
+        # no keyword: jit takes none where shardings are stated
+        steps = [
+            lambda state, batch, step=step: step(state, batch, reference) for step in self.steps
+        ]
+        return self._replace(steps=steps)
+
 
 def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
     """Raises ConfigError if the model, the batch or the stages do not fit."""
@@ -58,8 +67,11 @@ def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
     plan = plan_stages(
         parts.stages, parts.optimizer, parts.train.steps, parts.model, parts.first_new_row
     )
+    compiled = compile_step
+    if parts.objective:
+        compiled = partial(compile_preference_step, objective=parts.objective)
     steps = [
-        compile_step(
+        compiled(
             mesh,
             model=parts.model,
             config=parts.step,
@@ -154,8 +166,9 @@ def make_reporter(hooks: RunHooks, start: int) -> Reporter:
     def bytes_per_token(step: int) -> float:
         return hooks.parts.bytes_per_token_at(step)  # of the plan as it is by then
 
+    of_text = None if parts.objective else bytes_per_token
     if not is_first():
-        return Reporter(None, None, throughput, bytes_per_token, phases)
+        return Reporter(None, None, throughput, of_text, phases)
     writer = MetricsWriter(parts.folder / "metrics.jsonl", start)
     live = LiveLine(parts.train.steps, start, hooks.console)
-    return Reporter(writer, live, throughput, bytes_per_token, phases)
+    return Reporter(writer, live, throughput, of_text, phases)

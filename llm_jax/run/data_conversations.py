@@ -10,9 +10,8 @@ from rich.table import Table
 from llm_jax.data.prepare import PrepareConfig
 from llm_jax.data.shards import TRAIN, Prepared
 from llm_jax.data.sources import SourceConfig, parse_source_spec
-from llm_jax.instruct.conversations import ConversationFormat
 from llm_jax.instruct.masks import Loss
-from llm_jax.instruct.prepare import ConversationsConfig, prepare_conversations
+from llm_jax.instruct.prepare import ConversationsConfig, Form, prepare_conversations
 from llm_jax.instruct.templates import NAMES
 from llm_jax.run.data_sources import console, live_lines
 
@@ -32,8 +31,11 @@ def add_conversations(parser: Any) -> None:
     )
     add("--output", required=True, metavar="FOLDER", help="folder to make")
     add("--template", default="chatml", help=f"{', '.join(NAMES)} (chatml)")
-    add("--format", choices=get_args(ConversationFormat), default="auto", help="by the fields")
-    add("--loss", choices=get_args(Loss), default="all", help="which turns are learned (all)")
+    add(
+        "--format", choices=get_args(Form), default="auto",
+        help="by the fields; preference: pairs of a better and a worse answer, for instruct --method dpo",
+    )  # fmt: skip
+    add("--loss", choices=get_args(Loss), help="which turns are learned (all; of pairs last)")
     add("--header", action="store_true", help="learn the tokens that open an answer too")
     add("--seq-len", type=int, default=2048, help="longest conversation in tokens (2048)")
     add("--holdout-fraction", type=float, default=0.01, help="share held out (0.01)")
@@ -60,16 +62,14 @@ def conversations(arguments: Any) -> None:
         ),
         template=arguments.template,
         form=arguments.format,
-        loss=arguments.loss,
+        loss=arguments.loss or ("last" if arguments.format == "preference" else "all"),
         header=arguments.header,
         seq_len=arguments.seq_len,
     )
     with live_lines() as show:
         prepared = prepare_conversations(
             config,
-            lambda now: show(
-                now.source, f"{now.documents:,} conversations, {now.rejected:,} rejected"
-            ),
+            lambda now: show(now.source, f"{now.documents:,} read, {now.rejected:,} rejected"),
         )
     tell_conversations(prepared, console)
     console.print(
@@ -85,7 +85,14 @@ def read_specs(specs: Sequence[str]) -> tuple[SourceConfig, ...]:
 def tell_conversations(prepared: Prepared, console: Console) -> None:
     """Prints how many tokens are targets, what was left out, and how it was written down."""
     table = Table("source", "split", box=None, pad_edge=False, header_style="bold")
-    for column in ("conversations", "tokens", "targets", "answer characters", "targets/tokens"):
+    pairs = prepared.holds_pairs
+    for column in (
+        "pairs" if pairs else "conversations",
+        "tokens",
+        "targets",
+        "answer characters",
+        "targets/tokens",
+    ):
         table.add_column(column, justify="right")
     for source, splits in prepared.sources.items():
         for name, split in splits.items():
@@ -104,7 +111,7 @@ def tell_conversations(prepared: Prepared, console: Console) -> None:
         meanings = {
             "shortened": "longer than seq_len, later turns left out",
             "truncated": "longer than seq_len, their answer cut",
-            "dropped": "dropped, no answer within seq_len",
+            "dropped": f"dropped, {'both answers are longer than' if pairs else 'no answer within'} seq_len",
         }
         lines += [f"{lengths[key]:,} {text}" for key, text in meanings.items() if lengths[key]]
         for line in lines:

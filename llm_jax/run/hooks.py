@@ -18,6 +18,7 @@ from llm_jax.eval.perplexity import BrokenOffError, Evaluator
 from llm_jax.generate import generate
 from llm_jax.run.continuation import BASE_ROW
 from llm_jax.run.parts import Parts
+from llm_jax.run.preference import PairEvaluator
 from llm_jax.run.provenance import record_of
 from llm_jax.run.rebalance import decide, what_next
 from llm_jax.train import Phases, TrainState, beyond, forgotten
@@ -37,14 +38,14 @@ REMEDY = (
 )
 
 
-def reference(parts: Parts) -> Mapping[str, float]:
+def reference_bits(parts: Parts) -> Mapping[str, float]:
     """Bits per character that the forgetting guard compares with: those of the base model."""
     return parts.continuation.get("bits_per_character", {}).get(BASE_ROW, {})
 
 
 def rebalanced(parts: Parts, metrics: Mapping[str, float], step: int) -> Parts:
     """The run after an evaluation at `step`, with another plan where the guard adds a phase to it."""
-    found = beyond(parts.forgetting, reference(parts), metrics)
+    found = beyond(parts.forgetting, reference_bits(parts), metrics)
     shares = parts.plan.shares_at(parts.rows_before(step))
     guard = decide(parts.guard, parts.forgetting, shares, found, step)
     if guard.phases == parts.guard.phases:
@@ -65,7 +66,7 @@ class RunHooks:
     parts: Parts
     store: Store
     stop: StopRequest
-    evaluator: Evaluator | None  # None when there is no held-out text
+    evaluator: Evaluator | PairEvaluator | None  # None when there is no held-out text
     console: Console
     phases: Phases
     complaints: list[str] = field(default_factory=list)  # of the forgetting guard
@@ -87,7 +88,7 @@ class RunHooks:
     def is_worse(self, metrics: dict[str, float], step: int) -> bool:
         """Whether the forgetting guard ends the run, or this part of it: it goes on with other rows."""
         parts, then = self.parts, REMEDY
-        told = forgotten(parts.forgetting, reference(parts), metrics)
+        told = forgotten(parts.forgetting, reference_bits(parts), metrics)
         if parts.forgetting.action == "rebalance" and step < parts.train.steps and metrics:
             self.parts = rebalanced(parts, metrics, step)
             then = what_next(parts.guard, self.parts.guard) or REMEDY

@@ -3,18 +3,24 @@
 What differs is the data (`llm-jax data conversations`): only answers are targets, and no conversation
 is cut in two. The run's tokenizer has the chat template's special tokens and the template itself, so
 that `llm-jax chat`, `eval --tasks` and `export` need nothing else.
+
+`--method dpo` (or simpo) learns from pairs of a better and a worse answer instead (`data conversations
+--format preference`), compared with the model that the run begins with.
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from rich.console import Console
 
 from llm_jax.api import model_config
 from llm_jax.checkpoint.store import CheckpointConfig
+from llm_jax.config import nearest
 from llm_jax.data.mixture import DataConfig, DataPlan
-from llm_jax.data.shards import Prepared
+from llm_jax.data.shards import HELDOUT, Prepared
 from llm_jax.errors import ConfigError, DataError
+from llm_jax.eval.pairs import PairRows
 from llm_jax.eval.windows import EvalConfig
 from llm_jax.instruct.conversations import Turn
 from llm_jax.instruct.masks import load_encoder
@@ -24,6 +30,7 @@ from llm_jax.run.data_conversations import is_conversations
 from llm_jax.run.hooks import say
 from llm_jax.run.parts import BEST_METRIC, Beginning, Parts, SampleConfig, assemble
 from llm_jax.run.phases import leaving_out
+from llm_jax.run.preference import find_reference
 from llm_jax.run.pretrain import (
     AS_BASE,
     bytes_per_token,
@@ -36,13 +43,17 @@ from llm_jax.run.session import train_session
 from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import (
+    Objective,
     OptimizerConfig,
+    PreferenceConfig,
     ResizeConfig,
     StageConfig,
     StepConfig,
     TrainConfig,
     TrainState,
 )
+
+Method = Literal["sft", "dpo", "simpo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +62,9 @@ class InstructConfig:
 
     run: str  # run folder; a run that is there already is resumed
     init_from: str  # the model to tune: a run folder, checkpoint or imported model
-    data: DataConfig  # conversations; packing must be "whole"
+    data: DataConfig  # conversations, or pairs of answers; packing must be "whole"
+    method: Method = "sft"  # dpo and simpo learn from pairs
+    preference: PreferenceConfig = PreferenceConfig()  # of dpo and simpo
     model: ModelConfig = AS_BASE  # only what differs from the base and may: dtype, remat, attention
     resize: ResizeConfig = ResizeConfig(init="mean")  # rows of special tokens the base lacks
     stages: StageConfig = StageConfig()
@@ -75,6 +88,24 @@ class InstructConfig:
             raise ConfigError(
                 f"data.packing={self.data.packing!r} would cut conversations in two; it must be 'whole'"
             )
+        if self.method not in get_args(Method):
+            raise ConfigError(f"method={self.method!r}; {nearest(self.method, get_args(Method))}")
+        if self.method == "sft":
+            if self.preference != PreferenceConfig():
+                raise ConfigError(
+                    "preference.* compares pairs of answers; set method='dpo' or 'simpo' too, or leave it out"
+                )
+            return
+        self.preference.objective(self.method)
+        if self.step.z_loss:
+            raise ConfigError(
+                f"step.z_loss={self.step.z_loss} belongs to method='sft'; leave it at 0 with {self.method!r}"
+            )
+
+    @property
+    def objective(self) -> Objective | None:
+        """What pairs of answers are compared by; None with sft."""
+        return None if self.method == "sft" else self.preference.objective(self.method)
 
 
 def instruct(
@@ -92,17 +123,15 @@ def parts_of(config: InstructConfig, console: Console, take_over: bool, from_ste
       ConfigError, DataError, CheckpointError: they are not there, or do not fit.
     """
     prepared = config.data.open()
-    if not is_conversations(prepared):
-        raise DataError(
-            f"{config.data.prepared}: holds text, not conversations; make it with `llm-jax data conversations`"
-        )
+    check_kind(config, prepared)
     tokenizer = prepared_tokenizer(prepared)
     begun = beginning(config, prepared, tokenizer)
     config = replace(config, model=begun.model)
-    if config.data.seq_len > config.model.max_seq_len:
-        raise ConfigError(
-            f"data.seq_len={config.data.seq_len} must not exceed model.max_seq_len={config.model.max_seq_len}"
-        )
+    check_length(config, prepared)
+    objective = config.objective
+    reference = None
+    if objective:
+        reference = find_reference(objective, begun, config.stages, config.init_from, config.run)
     order = recorded_order(Path(config.run), from_step, config.step.batch_size)
     plan = DataPlan(config.data, prepared, order=order, steps=config.train.steps)
     chat = load_encoder(tokenizer, config.data.prepared)
@@ -118,9 +147,54 @@ def parts_of(config: InstructConfig, console: Console, take_over: bool, from_ste
         corpora=heldout_corpora(plan, prepared, tokenizer, config.eval),
         recorded_order=order,
         prompt_ids=tuple(tuple(chat.prompt(turn)) for turn in turns),
+        objective=objective,
+        reference=reference,
+        pairs=heldout_pairs(plan, prepared, config.eval) if objective else {},
     )
     say(console, described(prepared, tokenizer))
     return parts
+
+
+def check_kind(config: InstructConfig, prepared: Prepared) -> None:
+    """Raises DataError unless the data is what the method learns from."""
+    where = config.data.prepared
+    if not is_conversations(prepared):
+        raise DataError(
+            f"{where}: holds text, not conversations; make it with `llm-jax data conversations`"
+        )
+    if prepared.holds_pairs and config.method == "sft":
+        raise DataError(
+            f"{where}: holds pairs of answers, which method='sft' cannot learn from; set --method dpo or simpo"
+        )
+    if not prepared.holds_pairs and config.method != "sft":
+        raise DataError(
+            f"{where}: holds conversations, but method={config.method!r} learns from pairs of answers; make them with "
+            "`llm-jax data conversations --format preference`"
+        )
+
+
+def check_length(config: InstructConfig, prepared: Prepared) -> None:
+    """No conversation may be longer than the model's context; both of a pair share a row. Raises ConfigError."""
+    rows, limit = config.data.seq_len, config.model.max_seq_len
+    if prepared.holds_pairs and config.model.position != "learned":
+        longest = prepared.manifest["conversations"]["longest_side"]
+        if longest > limit:
+            raise ConfigError(
+                f"the longest answer with its prompt in {config.data.prepared} has {longest} tokens, but "
+                f"model.max_seq_len={limit}; prepare the pairs with --seq-len {limit}"
+            )
+    elif rows > limit:
+        raise ConfigError(f"data.seq_len={rows} must not exceed model.max_seq_len={limit}")
+
+
+def heldout_pairs(plan: DataPlan, prepared: Prepared, config: EvalConfig) -> dict[str, PairRows]:
+    """The held-out pairs of every source of the mixture."""
+    splits = {name: prepared.sources[name][HELDOUT] for name in plan.source_names}
+    return {
+        name: PairRows(split, plan.seq_len, config)
+        for name, split in splits.items()
+        if split.num_documents
+    }
 
 
 def beginning(config: InstructConfig, prepared: Prepared, tokenizer: Tokenizer) -> Beginning:
@@ -160,8 +234,9 @@ def described(prepared: Prepared, tokenizer: Tokenizer) -> str:
         sum(split.num_targets for split in train),
         sum(split.num_tokens for split in train),
     )
+    what = "pairs of answers, " if prepared.holds_pairs else ""
     return (
-        f"chat       template {facts['template']}, {targets:,} of {tokens:,} tokens are targets "
+        f"chat       {what}template {facts['template']}, {targets:,} of {tokens:,} tokens are targets "
         f"({facts['loss']}{', with header' if facts['header'] else ''}), a turn ends with "
         f"{tokenizer.piece_of(tokenizer.eos_id)}"
     )

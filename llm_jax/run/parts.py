@@ -9,6 +9,7 @@ from llm_jax.checkpoint.store import CheckpointConfig
 from llm_jax.data.mixture import DataPlan
 from llm_jax.data.row_order import RowOrder
 from llm_jax.errors import ConfigError
+from llm_jax.eval.pairs import PairRows
 from llm_jax.eval.windows import Corpus, EvalConfig
 from llm_jax.generate import SamplingConfig
 from llm_jax.model import ModelConfig
@@ -17,6 +18,7 @@ from llm_jax.sharding import MeshConfig
 from llm_jax.tokenizer import Tokenizer
 from llm_jax.train import (
     ForgettingConfig,
+    Objective,
     OptimizerConfig,
     ResizeConfig,
     StageConfig,
@@ -63,6 +65,7 @@ class Base:
     model: ModelConfig
     tokenizer: Tokenizer
     origin: Mapping[str, Any] = field(default_factory=dict)  # see `ORIGIN`
+    arrays: str = ""  # digest of the fingerprints of its arrays
 
 
 class Beginning(NamedTuple):
@@ -108,6 +111,11 @@ class Parts:
     forgetting: ForgettingConfig = ForgettingConfig()
     guard: Guard = Guard()  # what the forgetting guard has done so far
     prompt_ids: tuple[tuple[int, ...], ...] = ()  # samples.prompts in a chat template; (): as text
+    objective: Objective | None = (
+        None  # of learning from pairs of answers; None: of predicting text
+    )
+    reference: Base | None = None  # whose parameters `objective` compares with
+    pairs: Mapping[str, PairRows] = field(default_factory=dict)  # held-out ones by source
 
     @property
     def order(self) -> RowOrder:

@@ -115,6 +115,10 @@ def parts_of(config: PretrainConfig, *, take_over: bool = False, from_step: int 
       ConfigError, DataError, CheckpointError: they are not there, or do not fit.
     """
     prepared = config.data.open()
+    if prepared.holds_pairs:
+        raise DataError(
+            f"{config.data.prepared}: holds pairs of answers; llm-jax instruct --method dpo learns from them"
+        )
     tokenizer = prepared_tokenizer(prepared)
     begun = beginning(config, tokenizer)
     config = replace(config, model=begun.model)

@@ -44,7 +44,7 @@ VERSIONED = (
 )
 
 # as the whole of the model is
-FIXED = ("step.batch_size", "step.spike_window", "stages.new_rows_steps", "stages.train")
+FIXED = ("method", "step.batch_size", "step.spike_window", "stages.new_rows_steps", "stages.train")
 
 
 def require_run_folder(folder: Path) -> None:
@@ -137,6 +137,8 @@ def filled(recorded: dict[str, Any], resolved: Any, sections: Sequence[str]) -> 
         if section is not None:
             loaded = config_files.from_dict(type(section), recorded.get(name, {}), name)
             full[name] = config_files.to_dict(loaded)
+    if "method" in vars(resolved):
+        full.setdefault("method", "sft")  # what runs were before there was a choice
     return full
 
 

@@ -28,10 +28,11 @@ from llm_jax.eval.perplexity import Evaluator
 from llm_jax.generate.decode import check_lengths, encode_prompt
 from llm_jax.model import attention_choice, count_params
 from llm_jax.run.continuation import begin
-from llm_jax.run.course import make_stages, optimizer_of, train_on, watchdog
-from llm_jax.run.hooks import REMEDY, RunHooks, reference, say
+from llm_jax.run.course import Stages, make_stages, optimizer_of, train_on, watchdog
+from llm_jax.run.hooks import REMEDY, RunHooks, reference_bits, say
 from llm_jax.run.parts import Parts
 from llm_jax.run.phases import mixture_lines, record_phases
+from llm_jax.run.preference import PairEvaluator, load_reference
 from llm_jax.run.provenance import (
     check_continues,
     require_agreement,
@@ -95,10 +96,14 @@ def train_session(parts: Parts, console: Console) -> TrainState:
             if begun:
                 append_event(parts.folder, "continuation", step=0, **begun.facts)
                 say(console, begun.table or "start      not measured: there is no held-out text")
+        if parts.objective and start < steps:
+            stages, evaluator = with_reference(parts, mesh, stages, evaluator)
         hooks = RunHooks(parts, store, stop, evaluator, console, phases)
         if start < steps:
             again = partial(enter, model=parts.model, optimizer=optimizer, mesh=mesh)
             before = begun.metrics if begun else {}
+            if parts.objective and begun:
+                before = hooks.evaluate(state.params, 0)
             state = train_on(hooks, state, stages, mesh, again, before)
     if is_first():
         done = int(state.step)
@@ -118,6 +123,21 @@ def make_evaluator(parts: Parts, mesh: Mesh) -> Evaluator | None:
     """Scores held-out text during training, without the intervals nobody sees there; None without text."""
     config = replace(parts.eval, bootstrap_samples=0)
     return Evaluator(parts.model, parts.corpora, config, mesh) if parts.corpora else None
+
+
+def with_reference(
+    parts: Parts, mesh: Mesh, stages: Stages, evaluator: Evaluator | None
+) -> tuple[Stages, Evaluator | PairEvaluator | None]:
+    """Steps and evaluator of learning from pairs of answers, with what they are compared with.
+
+    Raises:
+      CheckpointError: it cannot be read.
+    """
+    reference = load_reference(parts, mesh)
+    stages = stages.with_reference(reference)
+    if evaluator is None or not parts.pairs:
+        return stages, None
+    return stages, PairEvaluator(parts, parts.pairs, mesh, evaluator, reference)
 
 
 def resume(
@@ -157,7 +177,7 @@ def check_remembers(parts: Parts, record: dict[str, Any]) -> None:
     Raises:
       ConfigError: the checkpoint's evaluation exceeds it.
     """
-    told = forgotten(parts.forgetting, reference(parts), record["metrics"])
+    told = forgotten(parts.forgetting, reference_bits(parts), record["metrics"])
     same = record["plan_digest"] == parts.plan.digest
     goes_on = parts.forgetting.action == "rebalance" and not Guard.of_record(record).ended
     if told and same and not goes_on and record["step"] < parts.train.steps:

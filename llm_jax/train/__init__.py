@@ -10,7 +10,12 @@ from llm_jax.train.loop import BadStepsError, Reporter, TrainConfig, run
 from llm_jax.train.neftune import NeftuneConfig
 from llm_jax.train.optimizer import OptimizerConfig, follow_batch, make_optimizer, make_schedule
 from llm_jax.train.phases import Phases
-from llm_jax.train.preference import PreferenceConfig, compile_preference_step, preference_step
+from llm_jax.train.preference import (
+    Objective,
+    PreferenceConfig,
+    compile_preference_step,
+    preference_step,
+)
 from llm_jax.train.resize import ResizeConfig
 from llm_jax.train.stages import Stage, StageConfig, enter, plan_stages, stage_of, staged_step
 from llm_jax.train.state import (
@@ -30,6 +35,7 @@ __all__ = [
     "BadStepsError",
     "ForgettingConfig",
     "NeftuneConfig",
+    "Objective",
     "OptimizerConfig",
     "Phases",
     "PreferenceConfig",

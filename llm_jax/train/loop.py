@@ -107,8 +107,9 @@ class Reporter:
     writer: MetricsWriter | None  # None on all processes but the first
     live: LiveLine | None
     throughput: Throughput
-    # of the training mixture by the step, counted from 1: turns nats per token into bits per byte
-    bytes_per_token: Callable[[int], float]
+    # of the training mixture by the step, counted from 1: turns nats per token into bits per byte; None: the loss is
+    # something else
+    bytes_per_token: Callable[[int], float] | None
     phases: Phases = dataclasses.field(default_factory=Phases)
 
     def close(self) -> None:
@@ -120,7 +121,8 @@ class Reporter:
 
     def step(self, row: dict[str, Any]) -> None:
         """Logs one training step."""
-        row["bits_per_byte"] = row["loss"] / math.log(2) / self.bytes_per_token(row["step"])
+        if self.bytes_per_token:
+            row["bits_per_byte"] = row["loss"] / math.log(2) / self.bytes_per_token(row["step"])
         row.update(self.throughput.rates())
         if self.writer:
             self.writer.write(row)
@@ -135,7 +137,9 @@ class Reporter:
             self.writer.write({"step": step, **metrics})
         if self.live:
             shown = "  ".join(
-                f"{k} {v:.4f}" for k, v in metrics.items() if "bits_per_character" in k
+                f"{k} {v:.4f}"
+                for k, v in metrics.items()
+                if k.endswith(("bits_per_character", "preference_accuracy", "reward_margin"))
             )
             self.live.say(f"step {step}  held out: {shown}")
 

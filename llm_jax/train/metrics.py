@@ -179,6 +179,8 @@ def describe(row: dict[str, Any]) -> str:
     parts = [f"loss {row['loss']:.3f}"]
     if "bits_per_byte" in row:
         parts.append(f"{row['bits_per_byte']:.3f} bits/byte")
+    if "preference_accuracy" in row:
+        parts.append(f"{row['preference_accuracy']:.0%} preferred, lead {row['reward_margin']:.3f}")
     parts += [f"lr {row['learning_rate']:.1e}", f"|g| {row['grad_norm']:.2f}"]
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tok/s")

@@ -1,8 +1,8 @@
 """Learning from pairs of answers, a better and a worse one: DPO (2305.18290) and SimPO (2405.14734).
 
 Both need only log-probabilities of answers, which come from the fused head and loss: no logits of the batch
-exist. DPO compares with a reference model. Where adapters are trained that is the model below them, for the
-price of one forward pass; elsewhere its log-probabilities come with the batch.
+exist. DPO compares with a reference model, for the price of one forward pass. Where adapters are trained that is
+the model below them, elsewhere parameters that come with the batch and stay as they are.
 """
 
 import dataclasses
@@ -15,14 +15,22 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from llm_jax.data.batch import Batch, PreferenceBatch
+from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError
-from llm_jax.model import ModelConfig, Params, logical_axes, target_nats, without_adapters
-from llm_jax.sharding import batch_sharding, replicated
+from llm_jax.model import (
+    ModelConfig,
+    Params,
+    abstract_params,
+    logical_axes,
+    target_nats,
+    without_adapters,
+)
+from llm_jax.sharding import batch_sharding, replicated, tree_shardings
 from llm_jax.train.segments import segment_sums
 from llm_jax.train.state import TrainState, state_shardings
 from llm_jax.train.step import (
     Metrics,
+    Rows,
     StepConfig,
     accumulate,
     apply_update,
@@ -32,29 +40,44 @@ from llm_jax.train.step import (
 )
 from llm_jax.train.trainable import ALL, Trainable
 
+Method = Literal["dpo", "simpo"]
+BETA = {"dpo": 0.1, "simpo": 2.0}  # usual; the papers search 0.01 to 0.5 and 2 to 10
+
+
+class Objective(NamedTuple):
+    """What is made smaller."""
+
+    method: Method  # simpo: mean log-probabilities, no reference
+    beta: float
+    margin: float = 0.0
+    label_smoothing: float = 0.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceConfig:
-    """What is made smaller."""
+    """How pairs of answers are compared."""
 
-    loss: Literal["dpo", "simpo"] = "dpo"  # simpo: mean log-probabilities, no reference
-    beta: float = 0.1  # factor on the difference inside the sigmoid; 2 to 10 for simpo
-    margin: float = (
-        0.0  # simpo: by how much the better answer should lead; gamma / beta of the paper
-    )
+    beta: float = 0.0  # factor on the difference inside the sigmoid; 0: 0.1 for dpo, 2 for simpo
+    # simpo: by how much the better answer should lead; gamma / beta of the paper
+    margin: float = 0.0
     label_smoothing: float = 0.0  # share of pairs whose order is taken to be wrong
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ConfigError(f"preference.beta={self.beta} must be above 0")
-        if self.margin < 0 or (self.margin and self.loss == "dpo"):
-            raise ConfigError(
-                f"preference.margin={self.margin} must be 0 or above, and 0 with loss='dpo', which has none"
-            )
+        for name in ("beta", "margin"):
+            if vars(self)[name] < 0:
+                raise ConfigError(f"preference.{name}={vars(self)[name]} must not be negative")
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(
                 f"preference.label_smoothing={self.label_smoothing} must be at least 0 and below 0.5"
             )
+
+    def objective(self, method: Method) -> Objective:
+        """The same for a method. Raises ConfigError if it has no such setting."""
+        if self.margin and method == "dpo":
+            raise ConfigError(
+                f"preference.margin={self.margin} belongs to method='simpo'; leave it at 0 with 'dpo'"
+            )
+        return Objective(method, self.beta or BETA[method], self.margin, self.label_smoothing)
 
 
 class PairSums(NamedTuple):
@@ -65,6 +88,16 @@ class PairSums(NamedTuple):
     chosen_reward: jax.Array
     rejected_reward: jax.Array
 
+    def named(self) -> Metrics:
+        """The four and the lead of the better answers under the names of metrics."""
+        return {
+            "loss": self.loss,
+            "preference_accuracy": self.accuracy,
+            "reward_margin": self.chosen_reward - self.rejected_reward,
+            "chosen_reward": self.chosen_reward,
+            "rejected_reward": self.rejected_reward,
+        }
+
 
 def count_pairs(batch: Batch) -> jax.Array:
     """Pairs of which both answers have a target, float32 scalar."""
@@ -72,17 +105,18 @@ def count_pairs(batch: Batch) -> jax.Array:
 
 
 def _both(length_BS: jax.Array) -> jax.Array:
-    """1 where both rows have targets in a segment, float32 [B / 2, S]."""
-    return jnp.all(_pairs(length_BS)[:, :, 1:] > 0, axis=1).astype(jnp.float32)
+    """1 for pairs of which both segments have targets, float32 [B, P]."""
+    return jnp.all(_pairs(length_BS) > 0, axis=-1).astype(jnp.float32)
 
 
 def _pairs(values_BS: jax.Array) -> jax.Array:
-    """[B, S] -> [B / 2, 2, S]: rows 2 i and 2 i + 1 belong together."""
-    return values_BS.reshape(-1, 2, values_BS.shape[1])
+    """[B, S] -> [B, P, 2]: segments 2 i - 1 and 2 i belong together; 0 is padding."""
+    P = (values_BS.shape[1] - 1) // 2
+    return values_BS[:, 1 : 1 + 2 * P].reshape(-1, P, 2)
 
 
 def preference_loss(
-    nats_BT: jax.Array, reference_BT: jax.Array | None, batch: Batch, config: PreferenceConfig
+    nats_BT: jax.Array, reference_BT: jax.Array | None, batch: Batch, objective: Objective
 ) -> PairSums:
     """Sums over the pairs of a batch.
 
@@ -92,34 +126,51 @@ def preference_loss(
 
     Args:
       nats_BT: -log p of every target.
-      reference_BT: the same of the reference; None with loss simpo.
-      batch: rows 2 i hold better answers, rows 2 i + 1 the worse ones under the same segment numbers.
-      config: which loss.
+      reference_BT: the same of the reference; None with simpo.
+      batch: segments 2 i - 1 hold better answers, segments 2 i the worse ones.
+      objective: which loss.
     """
+    beta, smoothing = objective.beta, objective.label_smoothing
     length_BS = segment_sums(batch.loss_mask_BT, batch.segments_BT)
     gain_BT = -nats_BT if reference_BT is None else reference_BT - nats_BT
     gain_BT = jnp.where(batch.loss_mask_BT > 0, gain_BT, 0.0)  # padding may cost inf
-    reward_BS = config.beta * segment_sums(gain_BT, batch.segments_BT)
-    if config.loss == "simpo":
+    reward_BS = beta * segment_sums(gain_BT, batch.segments_BT)
+    if objective.method == "simpo":
         reward_BS = reward_BS / jnp.maximum(length_BS, 1.0)
-    both_PS = _both(length_BS)
-    chosen_PS, rejected_PS = (_pairs(reward_BS)[:, side, 1:] for side in (0, 1))
-    lead_PS = chosen_PS - rejected_PS - config.beta * config.margin
-    smoothing = config.label_smoothing
-    loss_PS = -(1 - smoothing) * jax.nn.log_sigmoid(lead_PS)
-    loss_PS -= smoothing * jax.nn.log_sigmoid(-lead_PS)
-    over = lambda values_PS: jnp.sum(jnp.where(both_PS > 0, values_PS, 0.0))  # noqa: E731
-    won_PS = (chosen_PS > rejected_PS).astype(jnp.float32)
-    return PairSums(over(loss_PS), over(won_PS), over(chosen_PS), over(rejected_PS))
+    both_BP = _both(length_BS)
+    chosen_BP, rejected_BP = jnp.moveaxis(_pairs(reward_BS), -1, 0)
+    lead_BP = chosen_BP - rejected_BP - beta * objective.margin
+    loss_BP = -(1 - smoothing) * jax.nn.log_sigmoid(lead_BP)
+    loss_BP -= smoothing * jax.nn.log_sigmoid(-lead_BP)
+    over = lambda values_BP: jnp.sum(jnp.where(both_BP > 0, values_BP, 0.0))  # noqa: E731
+    won_BP = (chosen_BP > rejected_BP).astype(jnp.float32)
+    return PairSums(over(loss_BP), over(won_BP), over(chosen_BP), over(rejected_BP))
+
+
+def has_reference_below(model: ModelConfig, trainable: Trainable) -> bool:
+    """Whether the model below the adapters stays as it is: with anything else trained it moves with every step."""
+    return bool(model.lora.rank) and trainable == Trainable("adapters")
+
+
+def reference_nats(
+    params: Params, reference: Params | None, batch: Batch, model: ModelConfig, method: Method
+) -> jax.Array | None:
+    """-log p of every target under the reference: `reference`, or what lies below the adapters; None with simpo."""
+    if method == "simpo":
+        return None
+    below, bare = without_adapters(params, model)
+    nats_BT, _ = target_nats(below if reference is None else reference, bare, *batch[:4])
+    return nats_BT
 
 
 def preference_step(
     state: TrainState,
-    batch: PreferenceBatch,
+    batch: Batch,
+    reference: Params | None = None,
     *,
     model: ModelConfig,
     config: StepConfig,
-    preference: PreferenceConfig,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     clip_norm: float,
@@ -127,87 +178,83 @@ def preference_step(
 ) -> tuple[TrainState, Metrics]:
     """One update, as `train_step`: loss and gradients are sums over pairs / the batch's number of pairs.
 
-    Raises:
-      ConfigError: DPO has neither adapters nor the reference's log-probabilities.
-    """
-    needs_reference = preference.loss == "dpo"
-    from_below = needs_reference and batch.reference_BT is None
-    # with anything else trained, what lies below the adapters would move with every step
-    if from_below and not (model.lora.rank and trainable == Trainable("adapters")):
-        raise ConfigError(
-            "preference.loss='dpo' needs a reference: train adapters (--model.lora.rank 8) and nothing else, whose "
-            "base is one, or "
-            "give its log-probabilities with the batch; loss='simpo' needs none"
-        )
-    count = jnp.maximum(count_pairs(batch.rows), 1.0)
+    Args:
+      reference: with dpo the parameters of a model without adapters that answers are compared with; None: what
+        lies below the adapters.
 
-    def loss(trained: Params, part: tuple[PreferenceBatch, jax.Array | None]):
-        (rows, reference_BT), index_B1 = part
+    Raises:
+      ConfigError: DPO has neither.
+    """
+    if (
+        objective.method == "dpo"
+        and reference is None
+        and not has_reference_below(model, trainable)
+    ):
+        raise ConfigError(
+            "method='dpo' needs a reference: train adapters (--model.lora.rank 8) and nothing else, whose base is "
+            "one, or give its parameters; method='simpo' needs none"
+        )
+    count = jnp.maximum(count_pairs(batch), 1.0)
+
+    def loss(trained: Params, part: tuple[Batch, Rows]) -> tuple[jax.Array, PairSums]:
+        rows, index_B1 = part
         params = trainable.put(state.params, trained)
-        if from_below:
-            reference_BT, _ = target_nats(*without_adapters(state.params, model), *rows[:4])
         noise_BTD = noise_for(config, model, state.step, index_B1, rows)
         nats_BT, _ = target_nats(params, model, *rows[:4], noise_BTD=noise_BTD)
-        sums = preference_loss(nats_BT, reference_BT if needs_reference else None, rows, preference)
+        reference_BT = reference_nats(state.params, reference, rows, model, objective.method)
+        sums = preference_loss(nats_BT, reference_BT, rows, objective)
         means = jax.tree.map(lambda total: total / count, sums)
         return means.loss, means
 
     trained = trainable.take(state.params)
-    parts = (batch, rows_of(config, batch.rows))
     grad = laid_out(jax.grad(loss, has_aux=True), trainable.of_leaves(logical_axes(model)))
-    means, grads = accumulate(grad, trained, parts, config.micro_batches, together=2)
+    parts = (batch, rows_of(config, batch))
+    means, grads = accumulate(grad, trained, parts, config.micro_batches)
     state, metrics = apply_update(
         state, trained, grads, means.loss, optimizer=optimizer, schedule=schedule, clip_norm=clip_norm,
         spike_deviations=config.spike_deviations, trainable=trainable,
     )  # fmt: skip
-    return state, {
-        "loss": means.loss,
-        "pairs": count_pairs(batch.rows),
-        "target_tokens": jnp.sum(batch.rows.loss_mask_BT),
-        "preference_accuracy": means.accuracy,
-        "chosen_reward": means.chosen_reward,
-        "rejected_reward": means.rejected_reward,
-        **metrics,
-    }
+    counts = {"pairs": count_pairs(batch), "target_tokens": jnp.sum(batch.loss_mask_BT)}
+    return state, {**means.named(), **counts, **metrics}
 
 
 def compile_preference_step(
     mesh: Mesh,
     *,
-    with_reference: bool,
     model: ModelConfig,
     config: StepConfig,
-    preference: PreferenceConfig,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     clip_norm: float,
     trainable: Trainable = ALL,
-) -> Callable[[TrainState, PreferenceBatch], tuple[TrainState, Metrics]]:
-    """`preference_step` under `jax.jit` on a mesh, as `compile_step`.
-
-    Args:
-      with_reference: whether batches bring the reference's log-probabilities.
+) -> Callable[[TrainState, Batch, Params | None], tuple[TrainState, Metrics]]:
+    """`preference_step` under `jax.jit` on a mesh, as `compile_step`; the reference is not given up.
 
     Raises:
-      ConfigError: a micro-batch has an odd number of rows, or does not divide over the mesh.
+      ConfigError: a micro-batch does not divide over the mesh.
     """
-    micro = config.batch_size // config.micro_batches
-    if micro % 2:
-        raise ConfigError(
-            f"step.batch_size={config.batch_size} / step.micro_batches={config.micro_batches} is {micro} rows; pairs "
-            "need an even number"
-        )
-    batch_sharding(mesh, micro)
+    batch_sharding(mesh, config.batch_size // config.micro_batches)
     state = state_shardings(model, optimizer, mesh, trainable)
     rows = batch_sharding(mesh, config.batch_size)
     step = functools.partial(
-        preference_step, model=model, config=config, preference=preference, optimizer=optimizer,
+        preference_step, model=model, config=config, objective=objective, optimizer=optimizer,
         schedule=schedule, clip_norm=clip_norm, trainable=trainable,
     )  # fmt: skip
-    placed = PreferenceBatch(Batch(*[rows] * 5), rows if with_reference else None)
+    given = objective.method == "dpo" and not has_reference_below(model, trainable)
     return jax.jit(
         step,
-        in_shardings=(state, placed),
+        in_shardings=(
+            state,
+            Batch(*[rows] * 5),
+            reference_shardings(model, mesh) if given else None,
+        ),
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def reference_shardings(model: ModelConfig, mesh: Mesh) -> Params:
+    """Where the parameters of a reference lie: as those of the model without adapters."""
+    _, bare = without_adapters({}, model)
+    return tree_shardings(mesh, abstract_params(bare), logical_axes(bare))

@@ -179,11 +179,10 @@ def accumulate(
     params: Params,
     batch: Any,
     parts: int,
-    together: int = 1,
 ) -> tuple[Sums, Params]:
     """Sums of loss and gradients over `parts` micro-batches; every device works on each of them.
 
-    `batch` is a tree of arrays [B, ...] of two axes; `together` consecutive rows stay in one micro-batch.
+    `batch` is a tree of arrays [B, ...] of two axes.
     """
     if parts == 1:
         grads, sums = grad(params, batch)
@@ -191,8 +190,7 @@ def accumulate(
 
     def cut(x: jax.Array) -> jax.Array:
         # row r goes to part r % parts: consecutive rows lie on one device, so each part touches all devices
-        x = x.reshape(-1, parts, *([together] if together > 1 else []), x.shape[1]).swapaxes(0, 1)
-        return x.reshape(parts, -1, x.shape[-1])
+        return x.reshape(-1, parts, x.shape[-1]).swapaxes(0, 1)
 
     split = jax.tree.map(cut, batch)
 

@@ -10,6 +10,8 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llm_jax import tokenizer as tokenizers
 from llm_jax.data.prepare import PrepareConfig, encode_chunk, prepare
@@ -99,8 +101,8 @@ def encoded(position):
     return Encoded(np.array([1]), 1, 1, position)
 
 
-def deal(fraction, positions):
-    holdout = HoldOut(fraction)
+def deal(fraction, positions, together=False):
+    holdout = HoldOut(fraction, together)
     dealt = [pair for p in positions for pair in holdout.deal(encoded(p))] + list(holdout.rest())
     return [(split, document.position) for split, document in dealt]
 
@@ -115,6 +117,17 @@ def test_both_splits_get_a_document_when_there_are_two():
         *[(TRAIN, 0.3), (TRAIN, 0.5), (TRAIN, 0.9)],
     ]
     assert sorted(deal(0.0, [0.5, 0.0])) == [(TRAIN, 0.0), (TRAIN, 0.5)]
+
+
+@given(st.lists(st.sampled_from([0.02, 0.04, 0.2, 0.3, 0.5, 0.9]), min_size=1, max_size=12))
+def test_documents_of_one_position_do_not_part_where_they_belong_together(positions):
+    dealt = deal(0.1, positions, together=True)
+    assert sorted(position for _, position in dealt) == sorted(positions)
+    sides = {split: {p for s, p in dealt if s == split} for split in (TRAIN, HELDOUT)}
+    assert not sides[TRAIN] & sides[HELDOUT]
+    if len(set(positions)) == len(positions) > 1:
+        assert dict(dealt) == dict(deal(0.1, positions))
+        assert all(sides.values())
 
 
 def test_the_held_out_share_is_near_its_fraction_and_stays_with_the_text(make_prepared):

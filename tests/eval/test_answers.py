@@ -2,7 +2,8 @@
 
 import pytest
 
-from llm_jax.eval.answers import exact_match, rouge_l, units
+from llm_jax.data.rouge import units
+from llm_jax.eval.answers import exact_match, rouge_l
 
 
 @pytest.mark.parametrize(

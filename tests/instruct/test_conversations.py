@@ -182,3 +182,13 @@ def test_a_source_that_says_no_conversation_is_refused(tmp_path):
         read(tmp_path / "b.txt")
     with pytest.raises(DataError, match="holds texts, not records"):
         read("zh", format="sample")
+
+
+def test_max_bytes_stops_a_source_of_records(tmp_path):
+    row = {"messages": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "A"}]}
+    size = len("user你好assistantA".encode())
+    path = tmp_path / "a.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 5)
+    for limit, count in ((0, 5), (1, 1), (size, 1), (size + 1, 2), (3 * size, 3)):
+        source = SourceConfig(name="a", path=str(path), max_bytes=limit)
+        assert len(list(read_conversations(source, "auto", Rejects()))) == count

@@ -1,6 +1,7 @@
 """Token shards of conversations: stored as encoded, whole in every row, cut only where an answer ends."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 
 from llm_jax.data.mixture import DataConfig, DataPlan
-from llm_jax.data.prepare import PrepareConfig
+from llm_jax.data.prepare import PrepareConfig, position_of
 from llm_jax.data.shards import ANSWER, MARK, open_prepared
 from llm_jax.data.sources import SourceConfig
 from llm_jax.errors import ConfigError, DataError
 from llm_jax.instruct.conversations import Turn
 from llm_jax.instruct.masks import ChatEncoder, chat_tokenizer
-from llm_jax.instruct.prepare import ConversationsConfig, fit, prepare_conversations
+from llm_jax.instruct.prepare import ConversationsConfig, fit, opening_key, prepare_conversations
 from llm_jax.instruct.templates import TEMPLATES
 from tests.instruct import chat_cases
 
@@ -41,7 +42,7 @@ def place(tmp_path_factory) -> Path:
 
 def settings(place: Path, output: Path, **more) -> ConversationsConfig:
     common = PrepareConfig(
-        sources=(SourceConfig(name="talk", path=str(place / "talks.jsonl")),),
+        sources=(SourceConfig(name="talk", path=str(more.pop("path", place / "talks.jsonl"))),),
         tokenizer=str(place / "tokenizer"),
         output=str(output),
         holdout_fraction=more.pop("holdout", 0.1),
@@ -89,6 +90,39 @@ def test_the_folder_says_how_it_was_made_and_carries_the_template(prepared):
     template = (prepared.tokenizer_folder / "chat_template.jinja").read_text("utf-8")
     assert "{% generation %}" in template
     assert prepared.verify() > 0
+
+
+def test_conversations_that_begin_with_one_question_are_held_out_together_or_not_at_all(
+    place, chat, tmp_path
+):
+    talks = []
+    for n in range(40):
+        for asked in (f"What is {n}?", f"what is　{n} ？"):
+            talks += [
+                (Turn("user", asked), Turn("assistant", answer)) for answer in ("A number.", "数。")
+            ]
+        told = (Turn("system", "Be brief."), Turn("user", f"What is {n}?"))
+        talks.append((*told, Turn("assistant", "One.")))
+    path = write_talks(tmp_path / "talks.jsonl", talks)
+    made = prepare_conversations(settings(place, tmp_path / "out", holdout=0.2, path=path))
+    numbers = {}
+    for name, split in made.sources["talk"].items():
+        texts = [chat.tokenizer.decode(split.document(i)) for i in range(split.num_documents)]
+        numbers[name] = Counter(re.findall(r"is\W(\d+)", " ".join(texts)))
+        assert set(numbers[name].values()) == {5}
+    assert not numbers["train"].keys() & numbers["heldout"].keys()
+    assert 3 <= len(numbers["heldout"]) <= 14  # 8 expected
+
+
+def test_one_question_alone_is_trained_on_or_refused(place, tmp_path):
+    asked = (f"question {n}" for n in range(99))
+    asked = next(a for a in asked if position_of(opening_key((Turn("user", a),))) < 0.2)
+    talks = [(Turn("user", asked), Turn("assistant", f"answer {n}")) for n in range(3)]
+    path = write_talks(tmp_path / "talks.jsonl", talks)
+    made = prepare_conversations(settings(place, tmp_path / "out", holdout=0.0, path=path))
+    assert made.sources["talk"]["train"].num_documents == 3
+    with pytest.raises(DataError, match="every conversation is held out"):
+        prepare_conversations(settings(place, tmp_path / "none", holdout=0.2, path=path))
 
 
 def test_workers_change_nothing(place, prepared, tmp_path):

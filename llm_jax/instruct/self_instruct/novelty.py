@@ -1,17 +1,11 @@
 """How like an instruction is to those there already: ROUGE-L over words (English) or characters (Chinese).
 
-ROUGE-L (Lin 2004) is the F-measure of the longest common subsequence of two token lists. For English it
-is the figure that the package `rouge-score` gives (rougeL, no stemmer), to the last bit. That package's
-tokenizer drops everything outside a-z0-9, so two equal Chinese instructions score 0 there; here they score 1.
-
 `Pool.nearest` finds the highest score against the whole pool without computing most of them. Two texts
 have at most as many tokens in common, in order, as they share at all, and an inverted index counts those for
 the whole pool at once. Only pairs whose score could reach the best one found so far are computed, so the
 result is that of computing all of them.
 """
 
-import re
-import unicodedata
 from array import array
 from typing import NamedTuple
 
@@ -19,14 +13,9 @@ import numpy as np
 from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 
+from llm_jax.data import rouge
 from llm_jax.errors import DataError
 
-WORD = re.compile("[a-z0-9]+")
-# a Han or kana character is a token; so is a run of other letters or digits, such as Python or 2024
-CHARACTER = re.compile(
-    "[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-    "|[^\\W_\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
-)
 FIRST_SURROGATE, NUM_SURROGATES = 0xD800, 0x800
 MAX_TOKENS = (
     0x110000 - NUM_SURROGATES
@@ -43,25 +32,13 @@ class Nearest(NamedTuple):
 
 
 def tokens(text: str, language: str) -> list[str]:
-    """The tokens that ROUGE-L compares: words of a-z0-9 for "en", characters for "zh"."""
-    if language == "en":
-        return WORD.findall(text.lower())
-    return CHARACTER.findall(unicodedata.normalize("NFKC", text).lower())
-
-
-def f_measure(common: np.ndarray, length: int, lengths: np.ndarray) -> np.ndarray:
-    """ROUGE-L of token lists with `common` tokens in common, float64; 0 where nothing is."""
-    precision, recall = common / max(length, 1), common / np.maximum(lengths, 1)
-    total = precision + recall
-    # in this order of operations the result has the bits of rouge-score's
-    return np.where(total > 0, 2 * precision * recall / np.where(total > 0, total, 1.0), 0.0)
+    """The tokens that ROUGE-L compares: those of `rouge-score` for "en", characters for "zh"."""
+    return rouge.words(text) if language == "en" else rouge.units(text)
 
 
 def rouge_l(one: str, other: str, language: str) -> float:
     """ROUGE-L of two texts, 0 to 1."""
-    first, second = tokens(one, language), tokens(other, language)
-    common = np.array([LCSseq.similarity(first, second)])
-    return float(f_measure(common, len(first), np.array([len(second)]))[0])
+    return rouge.rouge_l(tokens(one, language), tokens(other, language))
 
 
 class Pool:
@@ -105,7 +82,7 @@ class Pool:
         texts = [self._texts[row] for row in rows]
         scorer = LCSseq.similarity
         common = process.cdist([encoded], texts, scorer=scorer, dtype=np.int32, workers=1)[0]
-        scores = f_measure(common, len(encoded), lengths_N[rows])
+        scores = rouge.f_measure(common, len(encoded), lengths_N[rows])
         best = int(scores.argmax())
         return Nearest(float(scores[best]), int(rows[best]))
 
