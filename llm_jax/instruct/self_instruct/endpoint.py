@@ -7,6 +7,7 @@ status ends the run in one line. The key comes from an environment variable, and
 
 import email.utils
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -132,17 +133,21 @@ class Endpoint:
         """Asks for all, a few at a time; yields each answer as it comes. See `Generator`."""
         pool = ThreadPoolExecutor(self._config.concurrency, thread_name_prefix="endpoint")
         try:
-            waiting: set[Future[Answer]] = {pool.submit(self._answer, r) for r in requests}
+            # no more than are asked for at once are unlogged: a kill costs no further requests
+            rest, waiting = iter(requests), set[Future[Answer]]()
             failure: GeneratorError | None = None
             held: list[
                 Answer
             ] = []  # failed ones, until another works: else they are asked again later
-            while waiting:
+            while True:
+                if not failure:
+                    free = self._config.concurrency - len(waiting)
+                    waiting |= {pool.submit(self._answer, r) for r in itertools.islice(rest, free)}
+                if not waiting:
+                    break
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 answers: list[Answer] = []
                 for future in done:
-                    if future.cancelled():
-                        continue
                     try:
                         answer = future.result()
                         (held if answer.finished == "failed" else answers).append(answer)
@@ -152,8 +157,6 @@ class Endpoint:
                 if failure and not self._stopping.is_set():
                     # requests under way are paid for: their answers are kept
                     self._stopping.set()
-                    for future in waiting:
-                        future.cancel()
                 if answers:
                     yield [*held, *answers]
                     held = []
