@@ -94,7 +94,14 @@ class DataConfig:
 
     def open(self) -> Prepared:
         """The prepared data, shards that are left out only in name. Raises DataError, see `open_prepared`."""
-        return open_prepared(self.prepared, {left.shard for left in self.leave_out})
+        return open_prepared(
+            self.prepared, {left.shard for left in self.leave_out}, self.named_sources()
+        )
+
+    def named_sources(self) -> set[str] | None:
+        """Sources that some part of the run names; None: all that there are."""
+        listed = [self.sources, *(phase.sources for phase in self.phases)]
+        return {source.name for sources in listed for source in sources} if self.sources else None
 
     def with_phase(self, phase: Phase) -> "DataConfig":
         """The same with another phase, in the place of one that begins at the same step."""
@@ -168,7 +175,8 @@ class DataPlan:
         """
         prepared = prepared or config.open()
         if not order and (config.phases or any(left.from_step for left in config.leave_out)):
-            raise ConfigError("data.phases are counted in steps; give the batch size too")
+            field = "phases" if config.phases else "leave_out"
+            raise ConfigError(f"data.{field} counts in steps; give the batch size too")
         self.config = config
         self.seq_len = config.seq_len
         self.vocab_size = prepared.vocab_size
@@ -240,8 +248,8 @@ class DataPlan:
             begin, end = rows.split.span(shard)
             if end and end - begin == rows.split.num_tokens:
                 raise ConfigError(
-                    f"data.leave_out: {shard!r} is all that {rows.name!r} has; leave the source out by a phase of "
-                    "data.phases, or prepare the data again"
+                    f"data.leave_out: {shard!r} is all that {rows.name!r} has; put a good copy back, or begin "
+                    "a new run whose data.sources do not name it"
                 )
             if end:
                 return rows, begin, end
@@ -284,9 +292,9 @@ class DataPlan:
             "packing": self.config.packing,
             "seed": self.config.seed,
         }
-        holes = [
+        holes = sorted(
             [rows.name, *hole] for rows in self._rows for hole in rows.holes if hole.from_row < row
-        ]
+        )
         if holes:
             identity["left_out"] = holes
         return digest(identity)

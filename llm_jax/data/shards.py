@@ -269,13 +269,27 @@ class Prepared:
         splits = (split for splits in self.sources.values() for split in splits.values())
         return [shard for split in splits for shard in split.shards]
 
-    def check_sizes(self, without: Collection[str] = ()) -> None:
+    def check_sizes(
+        self, without: Collection[str] = (), sources: Collection[str] | None = None
+    ) -> None:
         """Looks at the size of every file, but of shards `without` only at their documents.
+
+        Args:
+          without: names of shards that will not be read.
+          sources: whose training shards will be read; None: all of them.
 
         Raises:
           DataError: one is missing or has another size than when it was written; see `damaged`.
         """
+        unread = [
+            splits[TRAIN]
+            for n, splits in self.sources.items()
+            if sources is not None and n not in sources
+        ]
+        skipped = {shard.name for split in unread for shard in split.shards}
         for shard in self.shards():
+            if shard.name in skipped:
+                continue
             for file, size, _ in shard.files:
                 if shard.name in without and file != shard.documents_file:
                     continue
@@ -329,12 +343,17 @@ def content_digest(manifest: dict[str, Any]) -> str:
     return digest({**kept, "sources": splits})
 
 
-def open_prepared(folder: str | os.PathLike[str], without: Collection[str] = ()) -> Prepared:
+def open_prepared(
+    folder: str | os.PathLike[str],
+    without: Collection[str] = (),
+    sources: Collection[str] | None = None,
+) -> Prepared:
     """Opens a folder of prepared data without reading the shards.
 
     Args:
       folder: made by `data prepare` or `data conversations`.
       without: names of shards that will not be read; they may be damaged or missing.
+      sources: whose training shards will be read, so that others may be, too; None: all of them.
 
     Raises:
       DataError: no such folder, a damaged manifest, a missing or truncated file.
@@ -360,5 +379,5 @@ def open_prepared(folder: str | os.PathLike[str], without: Collection[str] = ())
         raise DataError(f"{file}: damaged manifest ({error}); prepare the data again") from error
     if not intact:
         raise DataError(f"{file}: was changed after it was written; prepare the data again")
-    prepared.check_sizes(without)
+    prepared.check_sizes(without, sources)
     return prepared

@@ -149,8 +149,8 @@ def from_inputs(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """Backward computes again from the inputs what lies between them and the result.
 
     For work by element: what it saves is written once and read once for every layer, and scan fills those
-    stacks with zeros first. Norms and activations kept three float32 and three more arrays each: 81 GiB of
-    a 125M model's step at 131,072 tokens, of which a third of its time on an H200 was such traffic.
+    stacks with zeros first. Norms and activations kept three arrays each that are left out now: the temporaries
+    of a 125M model's step at 131,072 tokens are 40 GiB and were 81 (tools/results/h200.md).
     """
     # inside scan nothing merges the two computations; outside it, merging costs one array
     return jax.checkpoint(function, prevent_cse=False)

@@ -146,14 +146,11 @@ def placed_batches(parts: Parts, mesh: Mesh, start: int) -> Generator[Batch]:
         for number, batch in enumerate(feed):
             if number == 0:  # a mistake in the data shows at once, or hardly ever
                 check_batch(batch, parts.model.vocab_size)
-            if not batch.loss_mask_BT.any():
-                remedy = (
-                    "all its documents lie in shards of data.leave_out"
-                    if reading.leave_out
-                    else "with answers in every conversation"
-                )
+            # a shard that is left out may have filled all rows of this process: the others' count
+            if not reading.leave_out and not batch.loss_mask_BT.any():
                 raise DataError(
-                    f"the batch of step {start + number + 1} has no target token; prepare the data again, {remedy}"
+                    f"the batch of step {start + number + 1} has no target token; prepare the data again, with "
+                    "answers in every conversation"
                 )
             yield Batch(*(place_rows(local, rows, size, sharding) for local in batch))
 

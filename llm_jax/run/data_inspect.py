@@ -66,7 +66,7 @@ def inspect(arguments: Any) -> None:
         if getattr(arguments, name) < 0:
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag}={getattr(arguments, name)} must be 0 or more")
-    prepared = shards.open_prepared(arguments.folder)
+    prepared = shards.open_prepared(arguments.folder, sources=())
     if is_conversations(prepared):
         tell_conversations(prepared, console)
     else:
@@ -78,10 +78,12 @@ def inspect(arguments: Any) -> None:
         f"{tokenizer['bos_id']}, EOS {tokenizer['eos_id']}; digest {prepared.digest[:16]}"
     )
     if arguments.verify:
+        prepared.check_sizes()
         with console.status("reading every shard"):
             size = prepared.verify()
         console.print(f"verified: {size / 1e6:,.1f} MB are what was written")
     config, batch_size, steps = what_to_show(arguments, is_conversations(prepared))
+    prepared.check_sizes({left.shard for left in config.leave_out}, config.named_sources())
     if (config.phases or config.rule == "unimax") and not (batch_size and steps):
         raise ConfigError(
             "phases and unimax count in steps: give --steps and --batch-size, or --config FILE"

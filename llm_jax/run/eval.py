@@ -13,7 +13,7 @@ Both may learn from training text where there is some: prepared data has it, `--
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     )
     model = load(arguments.model, arguments.step)
     if arguments.data:
-        prepared = open_for(model, arguments.data)
+        prepared = open_for(model, arguments.data, None if arguments.baselines else ())
         result, baselines = evaluate_prepared(model, prepared, config, arguments.baselines)
         text: Any = {"data": os.fspath(prepared.folder), "digest": prepared.digest}
     else:
@@ -121,11 +121,11 @@ def make_parser() -> cli.Parser:
     return parser
 
 
-def open_for(model: "Model", folder: str) -> "Prepared":
-    """Prepared data that fits the model. Raises DataError if it was made with another tokenizer."""
+def open_for(model: "Model", folder: str, sources: Collection[str] | None = None) -> "Prepared":
+    """Prepared data that fits the model, `sources` as in `open_prepared`. Raises DataError if it was made with another tokenizer."""
     from llm_jax.data.shards import open_prepared
 
-    prepared = open_prepared(folder)
+    prepared = open_prepared(folder, sources=sources)
     if prepared.tokenizer_fingerprint != model.tokenizer.fingerprint:
         raise DataError(
             f"{folder}: prepared with tokenizer {prepared.tokenizer_fingerprint[:12]}, but the model "

@@ -112,6 +112,9 @@ def instruct(
     config: InstructConfig, console: Console, *, take_over: bool = False, from_step: int = -1
 ) -> TrainState:
     """Runs a tuning session; see `train_session`."""
+    if config.objective and config.checkpoint.best_metric == BEST_METRIC:
+        # pairs are won while their better answers grow no likelier: the loss says which checkpoint is best
+        config = replace(config, checkpoint=replace(config.checkpoint, best_metric="eval/loss"))
     with leaving_out(Path(config.run), config.data):
         return train_session(parts_of(config, console, take_over, from_step), console)
 

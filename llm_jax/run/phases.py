@@ -11,6 +11,7 @@ from llm_jax.config import to_dict
 from llm_jax.data.mixture import DataConfig
 from llm_jax.data.page_checks import DamagedShardError
 from llm_jax.data.phases import LeftOut
+from llm_jax.data.shards import MANIFEST, TRAIN
 from llm_jax.errors import DataError
 from llm_jax.run.parts import Parts
 
@@ -54,6 +55,14 @@ def leaving_out(run: Path, data: DataConfig) -> Iterator[None]:
     except DamagedShardError as error:
         if "/train-" not in error.shard:  # held-out text is measured whole, or not at all
             raise
+        source = error.shard.partition("/train-")[0]
+        splits = json.loads((Path(data.prepared) / MANIFEST).read_bytes())["sources"][source][
+            "splits"
+        ]
+        if len(splits[TRAIN]["shards"]) == 1:
+            raise DataError(
+                f"{error}, or begin a new run whose data.sources do not name {source!r}"
+            ) from None
         newest = max(steps_in(run / CHECKPOINTS), default=0)
         others = [left for left in data.leave_out if left.shard != error.shard]
         wanted = (*others, LeftOut(shard=error.shard, from_step=newest))

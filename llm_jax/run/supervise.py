@@ -20,8 +20,10 @@ each has its own supervisor, and the roll call at the start brings them together
 import argparse
 import contextlib
 import ctypes
+import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -146,6 +148,9 @@ class Supervisor:
             time.sleep(0.05)
 
 
+VISIBLE = re.compile(r"\d+$|(GPU|MIG)-")  # names that CUDA_VISIBLE_DEVICES may hold
+
+
 def joined(port: int, processes: int, index: int) -> dict[str, str]:
     """The variables by which a process finds the others of this host."""
     return {
@@ -161,7 +166,9 @@ def host_gpus(environ: Mapping[str, str], devices: Path = Path("/dev")) -> list[
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
         return []
     if "CUDA_VISIBLE_DEVICES" in environ:
-        return [name for name in environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+        named = (name.strip() for name in environ["CUDA_VISIBLE_DEVICES"].split(","))
+        # CUDA takes no name from the first on that is none: -1 and NoDevFiles mean no GPU
+        return list(itertools.takewhile(VISIBLE.match, named))
     # CUDA counts from 0 whatever the numbers of the devices that a container was given
     return [str(number) for number, _ in enumerate(devices.glob("nvidia[0-9]*"))]
 

@@ -162,6 +162,21 @@ def test_what_is_left_out_need_not_be_there_but_for_where_its_documents_begin(pr
         plan_of(prepared, LeftOut(shard=shard.name))
 
 
+def test_the_order_in_which_shards_are_left_out_does_not_matter(prepared):
+    one, other = (LeftOut(shard=f"a/train-0000{n}", from_step=STEP) for n in (1, 2))
+    assert plan_of(prepared, one, other).digest == plan_of(prepared, other, one).digest
+
+
+def test_a_source_that_no_part_of_the_run_names_may_be_damaged(prepared):
+    only_a = DataConfig(
+        prepared=str(prepared.folder), sources=(SourceWeight(name="a"),), seq_len=64
+    )
+    (prepared.folder / "b" / "train-00000.tokens.npy").unlink()
+    DataPlan(only_a).rows(range(9))
+    with pytest.raises(DamagedShardError, match=r"b/train-00000\.tokens\.npy: missing"):
+        plan_of(prepared)
+
+
 @pytest.mark.parametrize(
     ("left_out", "said"),
     [

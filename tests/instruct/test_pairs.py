@@ -14,7 +14,7 @@ from llm_jax.data.mixture import DataConfig, DataPlan
 from llm_jax.data.prepare import PrepareConfig
 from llm_jax.data.shards import SECOND, is_target
 from llm_jax.data.sources import SourceConfig
-from llm_jax.errors import ConfigError
+from llm_jax.errors import ConfigError, DataError
 from llm_jax.eval.pairs import PairRows
 from llm_jax.eval.windows import EvalConfig, corpus_from_split
 from llm_jax.instruct.conversations import Turn
@@ -154,6 +154,10 @@ def test_every_epoch_and_the_held_out_rows_have_every_pair_once(prepared, wanted
     assert sides_of(plan.rows(range(rows, 2 * rows))) == sides_of(batch)
     targets = sum(int(part.loss_mask_BT.sum()) for part in (batch, *held_out))
     assert targets == sum(split.num_targets for split in splits.values())
+    with pytest.raises(
+        DataError, match=r"held-out pair of \d+ tokens is longer than data.seq_len=16"
+    ):
+        PairRows(splits["heldout"], 16, EvalConfig())
     few = PairRows(splits["heldout"], 1024, EvalConfig(max_documents=3))
     assert sum((sides_of(part) for part in few.batches(2)), Counter()).total() == 3
 

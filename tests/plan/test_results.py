@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from llm_jax.plan import estimate
 from tests.test_configs import FOLDER
 
 TOOLS = FOLDER.parent / "tools"
@@ -36,6 +37,13 @@ def test_every_estimate_is_within_a_tenth_and_every_verdict_right(tool):
             assert found["readable"], f"{name}: compile with a jaxlib that can show the program"
             kernels = {"llm_jax_attention_forward", "llm_jax_attention_backward"}
             assert set(found["kernels"]) == kernels, name
+
+
+def test_the_kept_estimates_are_those_of_today(tool, monkeypatch):
+    rows = importlib.import_module("compiled_rows")
+    for name, answer in kept(tool).items():
+        counted = estimate(*rows.ask(tool.ROWS[name])).memory._asdict()
+        assert {k: answer["estimate"]["memory"][k] for k in counted} == counted, name
 
 
 def test_what_does_not_fit_is_among_the_rows_and_no_row_needs_more_than_its_bar(monkeypatch):

@@ -17,6 +17,7 @@ from llm_jax.data.page_checks import PAGE
 from llm_jax.data.shards import TRAIN, open_prepared
 from llm_jax.errors import CheckpointError, DataError
 from llm_jax.run import cli, data
+from llm_jax.run import eval as evaluate
 from llm_jax.run import pretrain as command
 from llm_jax.run.pretrain import PretrainConfig, pretrain
 from llm_jax.train import TrainConfig
@@ -74,6 +75,37 @@ def test_a_truncated_shard_is_refused_with_what_goes_on_without_it(prepared, tmp
     assert " were written; put a good copy back, or prepare the data again, or go on" in error
     assert f'--data.leave-out \'[{{"shard": "{shard}", "from_step": 0}}]\'' in error
     assert not (tmp_path / "run").exists()
+
+
+def test_the_only_shard_of_a_source_is_not_proposed_to_be_left_out(tmp_path, two_sources, capsys):
+    shutil.copytree(two_sources, tmp_path / "data")
+    (tmp_path / "data" / "zh" / "train-00000.tokens.npy").unlink()
+    words = [CONFIG, "--run", str(tmp_path / "run"), "--data.prepared", str(tmp_path / "data")]
+    assert cli.run(command.main, words) == 2
+    error = capsys.readouterr().err
+    assert "or begin a new run whose data.sources do not name 'zh'" in error
+    assert "leave-out" not in error
+
+
+def test_a_batch_that_lies_wholly_in_what_is_left_out_is_a_step_and_its_data_can_be_shown(
+    prepared, tmp_path, capsys
+):
+    broken, shard = damage(prepared, tmp_path / "data")
+    (broken / f"{shard}.tokens.npy").unlink()
+    left_out = ["--data.leave-out", json.dumps([{"shard": shard}])]
+    one_row = config_files.override(
+        config(tmp_path / "run", broken),
+        [*left_out, "--step.batch-size", "1", "--train.steps", "30", "--data.seq-len", "16"],
+    )
+    ended = train(one_row)
+    assert ended.newest() == 30
+    assert 0 in [row["target_tokens"] for row in ended.metrics() if "target_tokens" in row]
+    shown = [str(broken), "--config", str(ended.folder / "config.json")]
+    assert cli.run(data.main, ["inspect", *shown]) == 0
+    assert (
+        cli.run(evaluate.main, [str(ended.folder), "--data", str(broken), "--max-documents", "1"])
+        == 0
+    )
 
 
 @pytest.mark.slow

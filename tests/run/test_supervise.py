@@ -166,6 +166,8 @@ def test_of_two_processes_one_that_fails_ends_both_and_fewer_are_tried(tmp_path,
         ({}, ["nvidia4", "nvidia5", "nvidiactl", "nvidia-uvm"], ["0", "1"]),  # as in a container
         ({"CUDA_VISIBLE_DEVICES": "6,7"}, ["nvidia0"], ["6", "7"]),
         ({"CUDA_VISIBLE_DEVICES": ""}, ["nvidia0"], []),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, ["nvidia0"], []),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-3f, MIG-7a,NoDevFiles,2"}, [], ["GPU-3f", "MIG-7a"]),
         ({"JAX_PLATFORMS": "cpu"}, ["nvidia0", "nvidia1"], []),
         ({"JAX_PLATFORMS": "cuda,cpu"}, ["nvidia0"], ["0"]),
     ],

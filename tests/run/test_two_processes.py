@@ -83,6 +83,18 @@ def test_two_processes_and_then_one_see_the_rows_and_losses_of_one(stopped, alon
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(4, 2, 1, 1), (1, 8, 1, 1), (2, 2, 2, 1), (2, 2, 1, 2)])
+def test_four_processes_of_two_devices_have_the_losses_of_one_on_every_mesh(new_run, alone, sizes):
+    run = new_run()
+    axes = zip(("data", "fsdp", "tensor", "context"), sizes, strict=True)
+    mesh = [word for axis, size in axes for word in (f"--mesh.{axis}", str(size))]
+    processes = run.start_processes(*SETTINGS, *mesh, devices=2, apart=((),) * 4)
+    assert [process.wait_for_end() for process in processes] == [0] * 4, processes[0].errors()
+    assert len(run.metrics()) == len(alone.metrics())
+    assert_same_numbers(run, alone)
+
+
+@pytest.mark.slow
 def test_two_processes_resume_and_ctrl_c_in_one_ends_both(stopped, alone, tmp_path):
     run = stopped.run.copy(tmp_path)
     processes = run.start_processes(*SETTINGS, devices=4)

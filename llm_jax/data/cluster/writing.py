@@ -92,7 +92,7 @@ def shard_of(
 
 
 class WriteShard(beam.DoFn):
-    """The documents of one shard -> its two files, and ("shard", what the manifest says of it)."""
+    """The documents of one shard -> its files, and ("shard", what the manifest says of it)."""
 
     def __init__(self, root: str, dtype: str) -> None:
         self._root, self._dtype = root, dtype
@@ -109,10 +109,11 @@ class WriteShard(beam.DoFn):
             shard = entry.pop("shards")[0]
             named = {
                 f"{kind}_file": f"{output}/{split}-{number:05d}.{kind}.npy"
-                for kind in ("tokens", "documents")
+                for kind in ("tokens", "documents", "mask", "checks")
+                if shard.get(f"{kind}_file")
             }
-            publish(folder / shard["tokens_file"], f"{self._root}/{named['tokens_file']}")
-            publish(folder / shard["documents_file"], f"{self._root}/{named['documents_file']}")
+            for file, name in named.items():
+                publish(folder / shard[file], f"{self._root}/{name}")
         made = {**entry, "shard": {**shard, **named}}
         yield "shard", {"output": output, "split": split, "number": number, **made}
 
