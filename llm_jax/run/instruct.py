@@ -162,8 +162,9 @@ def check_kind(config: InstructConfig, prepared: Prepared) -> None:
     """Raises DataError unless the data is what the method learns from."""
     where = config.data.prepared
     if not is_conversations(prepared):
+        flag = "" if config.method == "sft" else " --format preference"
         raise DataError(
-            f"{where}: holds text, not conversations; make it with `llm-jax data conversations`"
+            f"{where}: holds text, not conversations; make it with `llm-jax data conversations{flag}`"
         )
     if prepared.holds_pairs and config.method == "sft":
         raise DataError(
@@ -187,7 +188,9 @@ def check_length(config: InstructConfig, prepared: Prepared) -> None:
                 f"model.max_seq_len={limit}; prepare the pairs with --seq-len {limit}"
             )
     elif rows > limit:
-        raise ConfigError(f"data.seq_len={rows} must not exceed model.max_seq_len={limit}")
+        raise ConfigError(
+            f"data.seq_len={rows} must not exceed model.max_seq_len={limit}; lower it with --data.seq-len"
+        )
 
 
 def heldout_pairs(plan: DataPlan, prepared: Prepared, config: EvalConfig) -> dict[str, PairRows]:
