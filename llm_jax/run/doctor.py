@@ -36,6 +36,8 @@ from llm_jax.tokenizer.base import digest
 
 ROOM = 1.2  # what `checkpoint.store` wants free, in sizes of a checkpoint
 SLACK = 10.0  # seconds that hosts may be apart from each other
+GRACE = 5.0  # seconds that process 0 waits for each of the others to leave
+LAST = 0.5  # seconds from saying that one leaves to having left
 
 
 def facts_of(config: PretrainConfig | None) -> dict[str, Any]:
@@ -227,11 +229,22 @@ def examine(config: PretrainConfig | None, exchange: Exchange, index: int) -> li
             exchange.post("verdict", problems)
         else:
             problems = exchange.fetch("verdict", exchange.seconds + SLACK)
-    exchange.post(f"heard/{index}", True)
-    if index == 0:  # the store lives in this process: the others read their verdict first
-        for other in range(len(exchange.hosts)):
-            exchange.fetch(f"heard/{other}", 2.0)
     return ["process 0 gave no verdict in time; see its log"] if problems is None else problems
+
+
+def leave(exchange: Exchange, index: int) -> None:
+    """Ends this process with status 2; process 0 last, for JAX aborts whoever outlives the coordinator's store.
+
+    The usual way out of jax.distributed would wait for processes that hang.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    exchange.post(f"left/{index}", True)
+    if index == 0:
+        for other in range(len(exchange.hosts)):
+            exchange.fetch(f"left/{other}", GRACE)
+        time.sleep(LAST)
+    os._exit(2)
 
 
 def main(argv: list[str]) -> None:
@@ -256,11 +269,8 @@ def main(argv: list[str]) -> None:
     told = f"{problems[0]}{more}; no run would start well like this"
     if len(hosts) == 1:
         raise ConfigError(told)
-    # the way out of jax.distributed waits for processes that hang
     print(f"error: {told}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(2)
+    leave(exchange, jax.process_index())
 
 
 if __name__ == "__main__":
