@@ -32,12 +32,12 @@ from llm_jax import config as config_files
 from llm_jax.data.batch import Batch
 from llm_jax.errors import ConfigError
 from llm_jax.model import flops_per_token
-from llm_jax.plan import estimate, parse_topology
+from llm_jax.plan import estimate, parse_topology, step_of
 from llm_jax.plan.request import Request
 from llm_jax.run.plan import request_of
 from llm_jax.run.pretrain import PretrainConfig
 from llm_jax.sharding import batch_sharding, make_mesh
-from llm_jax.train import compile_step, init_state, make_optimizer, make_schedule
+from llm_jax.train import init_state
 from llm_jax.train.metrics import peak_flops
 
 TORCH = Path(__file__).with_name("bench_step_torch.py")
@@ -67,15 +67,7 @@ def time_step(
 ) -> tuple[float, float, Counter[str]]:
     """Median seconds of a step, GiB at most in use, and seconds of a step by kernel."""
     mesh = make_mesh(request.mesh, jax.devices())
-    optimizer = make_optimizer(request.optimizer)
-    step = compile_step(
-        mesh,
-        model=request.model,
-        config=request.step,
-        optimizer=optimizer,
-        schedule=make_schedule(request.optimizer, request.steps),
-        clip_norm=request.optimizer.clip_norm,
-    )
+    step, optimizer = step_of(request, mesh)
     state = init_state(request.model, optimizer, mesh, seed=0)
     sharding = batch_sharding(mesh, request.step.batch_size, request.seq_len)
     batch = jax.device_put(random_batch(request, documents), sharding)
@@ -142,7 +134,7 @@ def torch_rows(request: Request, steps: int) -> list[dict[str, Any]]:
         "steps": steps,
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(TORCH), json.dumps(asked)], stdout=subprocess.PIPE, text=True, check=False, timeout=300
+        [sys.executable, str(TORCH), json.dumps(asked)], stdout=subprocess.PIPE, text=True, check=False
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 

@@ -50,6 +50,12 @@ def run(row: Row, before: Answer) -> Answer:
     found = compile_apart(request, topology, compiled.get("program", ""))
     if found.program == compiled.get("program"):
         found = Compiled.from_json(compiled)
+    return estimated(row, found)
+
+
+def estimated(row: Row, found: Compiled) -> Answer:
+    """The estimate of today beside what was compiled."""
+    request, topology = ask(row)
     return as_json(estimate(request, topology), topology, found, [])
 
 
@@ -74,11 +80,18 @@ def fill(
     jax.config.update("jax_platforms", "cpu")  # libtpu, asked to start without a TPU, prints a page
     failed = False
     for name in asked or rows:
-        if missing(rows[name]):
-            print(f"{name}: left as it is; pip install {missing(rows[name])!r} first", flush=True)
+        before = known(results).get(name, {})
+        if missing(rows[name]) and not before:
+            print(f"{name}: pip install {missing(rows[name])!r} first", flush=True)
             continue
         try:
-            answer = run(rows[name], known(results).get(name, {}))
+            if missing(rows[name]):
+                print(
+                    f"{name}: only estimated anew; pip install {missing(rows[name])!r}", flush=True
+                )
+                answer = estimated(rows[name], Compiled.from_json(before["compiled"]))
+            else:
+                answer = run(rows[name], before)
         except ConfigError as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             failed = True

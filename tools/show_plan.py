@@ -6,7 +6,7 @@
 A row is compiled in a process of its own and kept in tools/results/plan.json as soon as it is known, so a
 run that was cut goes on. What was compiled already, the same program by the same compiler, is not again.
 Needs libtpu 0.0.52 beside jax (one row 0.0.42.1), rows for GPUs jax[cuda13]; what is not installed leaves its
-rows as they are. A row takes about 100 seconds of one core.
+rows as they were compiled, only estimated anew. A row takes about 100 seconds of one core.
 """
 
 import sys

@@ -4,7 +4,7 @@
 """
 
 from llm_jax.plan.collectives import Collective
-from llm_jax.plan.compiled import Compiled, compile_apart, compile_request
+from llm_jax.plan.compiled import Compiled, compile_apart, compile_request, step_of
 from llm_jax.plan.estimate import Estimate, estimate
 from llm_jax.plan.request import Request
 from llm_jax.plan.search import search
@@ -21,5 +21,6 @@ __all__ = [
     "estimate",
     "parse_topology",
     "search",
+    "step_of",
     "tpu_devices",
 ]

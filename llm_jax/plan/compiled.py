@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from llm_jax import config as config_files
 from llm_jax.data.batch import DTYPES, Batch
@@ -124,11 +125,10 @@ def compile_request(request: Request, topology: Topology, known: str = "") -> Co
     return _read(compiled, told, sizes) if compiled else told
 
 
-def _lower(request: Request, topology: Topology) -> tuple[Any, str, dict[str, int]]:
-    """The step before XLA has it, the name of its attention, and the sizes of the mesh."""
-    mesh = make_mesh(request.mesh, described_devices(topology))
+def step_of(request: Request, mesh: Mesh) -> tuple[Any, Any]:
+    """The jitted training step of a run on a mesh, and its optimizer."""
     optimizer = watch(make_optimizer(request.optimizer), request.step.spike_window)
-    step: Any = compile_step(
+    step = compile_step(
         mesh,
         model=request.model,
         config=request.step,
@@ -136,6 +136,13 @@ def _lower(request: Request, topology: Topology) -> tuple[Any, str, dict[str, in
         schedule=make_schedule(request.optimizer, request.steps),
         clip_norm=request.optimizer.clip_norm,
     )
+    return step, optimizer
+
+
+def _lower(request: Request, topology: Topology) -> tuple[Any, str, dict[str, int]]:
+    """The step before XLA has it, the name of its attention, and the sizes of the mesh."""
+    mesh = make_mesh(request.mesh, described_devices(topology))
+    step, optimizer = step_of(request, mesh)
     rows = (request.step.batch_size, request.seq_len)
     sharding = batch_sharding(mesh, *rows)
     batch = Batch(*(jax.ShapeDtypeStruct(rows, dtype, sharding=sharding) for dtype in DTYPES))
