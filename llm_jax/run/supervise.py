@@ -257,11 +257,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--processes", type=int, default=1, help="on this host (default: 1)")
     parser.add_argument("--min-processes", type=int, default=0, help="default: --processes")
     options, words = split(parser, argv)
+    for flag, value in (("--tries", options.tries), ("--processes", options.processes)):
+        if value < 1:
+            raise ConfigError(f"{flag}={value} must be at least 1")
     least = options.min_processes or options.processes
-    if options.tries < 1 or not 1 <= least <= options.processes:
+    if not 1 <= least <= options.processes:
         raise ConfigError(
-            f"--tries={options.tries} must be at least 1 and --min-processes={least} from 1 to "
-            f"--processes={options.processes}"
+            f"--min-processes={least} must be from 1 to --processes={options.processes}"
         )
     run = options.run or own_run(words)
     plan = Plan(

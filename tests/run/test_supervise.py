@@ -196,7 +196,11 @@ def test_processes_share_the_gpus_of_their_host_evenly_and_each_is_told_which_it
         (["llm-jax", "pretrain"], "put the command behind --"),
         (["--"], "no command behind --"),
         (["--tries", "0", "--", "true"], "--tries=0 must be at least 1"),
-        (["--min-processes", "2", "--", "true"], "--min-processes=2 from 1 to --processes=1"),
+        (["--processes", "0", "--", "true"], "--processes=0 must be at least 1"),
+        (
+            ["--min-processes", "2", "--", "true"],
+            "--min-processes=2 must be from 1 to --processes=1",
+        ),
         (["--", "/no/such/program"], "cannot be started: No such file"),
     ],
 )
