@@ -8,6 +8,7 @@ that `llm-jax chat`, `eval --tasks` and `export` need nothing else.
 --format preference`), compared with the model that the run begins with.
 """
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -53,6 +54,7 @@ from llm_jax.train import (
     TrainState,
 )
 
+log = logging.getLogger(__name__)
 Method = Literal["sft", "dpo", "simpo"]
 
 
@@ -113,8 +115,10 @@ def instruct(
 ) -> TrainState:
     """Runs a tuning session; see `train_session`."""
     if config.objective and config.checkpoint.best_metric == BEST_METRIC:
-        # pairs are won while their better answers grow no likelier: the loss says which checkpoint is best
-        config = replace(config, checkpoint=replace(config.checkpoint, best_metric="eval/loss"))
+        log.warning(
+            "checkpoint.best_metric=%r may get worse while pairs are won; eval/loss says which checkpoint is best",
+            BEST_METRIC,
+        )
     with leaving_out(Path(config.run), config.data):
         return train_session(parts_of(config, console, take_over, from_step), console)
 
