@@ -27,7 +27,14 @@ from llm_jax.checkpoint.safetensors_files import (
     read_json,
     read_tensor,
 )
-from llm_jax.checkpoint.shard_pieces import PIECE_BYTES, Filled, HostFilled, filled, same
+from llm_jax.checkpoint.shard_pieces import (
+    PIECE_BYTES,
+    Filled,
+    HostFilled,
+    filled,
+    is_on_host,
+    same,
+)
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.model import ModelConfig, Params, abstract_params, families
 
@@ -192,7 +199,8 @@ def read_params(source: Source, shardings: Any = None) -> Params:
             left[slot.path] += 1
     done: dict[str, jax.Array] = {}
     waiting = 0
-    for (tensor, stored), value in _read_ahead(source):
+    on_host = all(map(is_on_host, places.values() or [one]))
+    for (tensor, stored), value in _read_ahead(source, reuse=on_host):
         parts = tensor.split(value)
         del value
         waiting += stored.nbytes
@@ -216,16 +224,27 @@ def read_params(source: Source, shardings: Any = None) -> Params:
 
 
 def _read_ahead(
-    source: Source,
+    source: Source, *, reuse: bool
 ) -> Iterator[tuple[tuple[names.Tensor, Stored], np.ndarray]]:
-    """Every tensor with its values; the next small one is read while this one is used."""
+    """Every tensor with its values; the next small one is read while this one is used.
+
+    `reuse`: a value lasts until the next is asked for, and small ones share two pieces of memory. Getting new
+    memory from the system took as long as reading.
+    """
+    small = [s.nbytes for _, s in source.tensors if s.nbytes <= PIECE_BYTES]
+    places = [np.empty(max(small), np.uint8) for _ in range(2)] if reuse and small else [None, None]
+
+    def read(at: int) -> np.ndarray:
+        stored = source.tensors[at][1]
+        return read_tensor(stored, places[at % 2] if stored.nbytes <= PIECE_BYTES else None)
+
     with ThreadPoolExecutor(1) as pool:
         ahead = None
         for at, pair in enumerate(source.tensors):
-            value = ahead.result() if ahead else read_tensor(pair[1])
+            value = ahead.result() if ahead else read(at)
             following = source.tensors[at + 1 : at + 2]
-            small = following and following[0][1].nbytes <= PIECE_BYTES
-            ahead = pool.submit(read_tensor, following[0][1]) if small else None
+            begin = following and following[0][1].nbytes <= PIECE_BYTES
+            ahead = pool.submit(read, at + 1) if begin else None
             yield pair, value
             del value
 
@@ -237,7 +256,7 @@ def differences(source: Source, params: Params, *, to_file: bool = False) -> Ite
     right for files that were written from the parameters. Parameters may have more rows than the files.
     """
     leaves = named_leaves(params)
-    for (tensor, stored), value in _read_ahead(source):
+    for (tensor, stored), value in _read_ahead(source, reuse=True):
         dtype = stored.dtype if to_file else np.dtype(source.config.param_dtype)
         parts = tensor.split(value)
         if not all(

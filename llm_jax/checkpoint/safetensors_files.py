@@ -62,9 +62,12 @@ class Stored:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_tensor(stored: Stored) -> np.ndarray:
-    """The tensor, in memory of its own. Raises CheckpointError if the file shrank since it was checked."""
-    flat = np.empty(stored.nbytes, np.uint8)
+def read_tensor(stored: Stored, into: np.ndarray | None = None) -> np.ndarray:
+    """The tensor, in memory of its own or at the start of the bytes `into`, which must have room for it.
+
+    Raises CheckpointError if the file shrank since it was checked.
+    """
+    flat = np.empty(stored.nbytes, np.uint8) if into is None else into[: stored.nbytes]
     view, done = memoryview(flat.data), 0
     with open(stored.file, "rb", buffering=0) as file:
         file.seek(stored.start)
