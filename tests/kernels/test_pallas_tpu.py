@@ -17,7 +17,8 @@ def test_outputs_and_gradients_are_those_of_the_oracle(case):
 
 
 def test_bfloat16_is_as_exact_as_dense_bfloat16():
-    check_bfloat16(CASES[8], LONG, "pallas_tpu")
+    # its weights are summed as they are multiplied, rounded: each is off by 2^-9 at most
+    check_bfloat16(CASES[8], LONG, "pallas_tpu", lse_error=2**-11)
 
 
 @pytest.mark.parametrize("group", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -16,10 +16,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from llm_jax.kernels.attention.pallas_tpu_forward import CONTRACT_FIRST, CONTRACT_LAST
 from llm_jax.kernels.attention.plan import Places, Tiles
 from llm_jax.kernels.attention.tpu_spec import (
+    CONTRACT_FIRST,
+    CONTRACT_LAST,
     LOG2E,
+    PLAIN,
     Spec,
     Tile,
     bias,
@@ -30,8 +32,6 @@ from llm_jax.kernels.attention.tpu_spec import (
     vmem_limit,
 )
 from llm_jax.kernels.device import current_device
-
-PLAIN = (((1,), (0,)), ((), ()))  # [a, b], [b, c] -> [a, c]
 
 
 def attend(

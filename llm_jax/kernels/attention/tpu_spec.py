@@ -16,6 +16,11 @@ LOG2E = math.log2(math.e)
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: -inf minus -inf is NaN
 LANES = 128
 
+# what `lax.dot_general` contracts
+PLAIN = (((1,), (0,)), ((), ()))  # [a, b], [b, c] -> [a, c]
+CONTRACT_LAST = (((1,), (1,)), ((), ()))  # [a, b], [c, b] -> [a, c]
+CONTRACT_FIRST = (((0,), (0,)), ((), ()))  # [a, b], [a, c] -> [b, c]
+
 
 class Blocks(NamedTuple):
     """Rows of the tiles of both kernels, all multiples of 128 lanes.
