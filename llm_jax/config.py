@@ -196,8 +196,9 @@ def dumps(config: Any) -> str:
     )
 
 
-def loads(text: str, cls: type[T], where: str = "config.json") -> T:
+def loads(text: str, cls: type[T] | tuple[type[T], ...], where: str = "config.json") -> T:
     """The inverse of `dumps`. Raises ConfigError naming `where` on broken JSON or another class."""
+    classes = cls if isinstance(cls, tuple) else (cls,)
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
@@ -206,28 +207,41 @@ def loads(text: str, cls: type[T], where: str = "config.json") -> T:
         raise ConfigError(f"{where}: not a config: JSON nested too deep") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: must hold a JSON object")
-    kind = data.pop("config", cls.__name__)
+    kind = data.pop("config", classes[0].__name__)
     if not isinstance(kind, str):
         raise ConfigError(f"{where}: is not a saved config: config={str(kind)[:20]}... is no name")
-    if kind != cls.__name__:
-        raise ConfigError(f"{where}: holds a {kind}, but this command needs a {cls.__name__}")
-    return from_dict(cls, data)
+    for one in classes:
+        if kind == one.__name__:
+            return from_dict(one, data)
+    raise ConfigError(f"{where}: holds a {kind}, but this command needs {_some(classes)}")
 
 
-def load(path: str | os.PathLike[str], cls: type[T], overrides: Sequence[str] = ()) -> T:
-    """Reads a config file (`.py` with `config()`, or a saved `.json`) and applies overrides."""
+def _some(classes: Sequence[type]) -> str:
+    return " or ".join(f"a {one.__name__}" for one in classes)
+
+
+def load(
+    path: str | os.PathLike[str],
+    cls: type[T] | tuple[type[T], ...],
+    overrides: Sequence[str] = (),
+) -> T:
+    """Reads a config file (`.py` with `config()`, or a saved `.json`) of a class, or one of several.
+
+    Then applies overrides.
+    """
+    classes = cls if isinstance(cls, tuple) else (cls,)
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise ConfigError(f"config file {path!r} does not exist; see configs/ for the ready ones")
     if path.endswith(".json"):
-        return override(loads(_read(path), cls, path), overrides)
+        return override(loads(_read(path), classes, path), overrides)
     if not path.endswith(".py"):
         raise ConfigError(f"config file {path!r} must end in .py or .json")
     try:
         namespace = runpy.run_path(path)
         if "config" not in namespace:
             raise ConfigError(
-                f"{path}: must define a function config() that returns a {cls.__name__}"
+                f"{path}: must define a function config() that returns {_some(classes)}"
             )
         config = namespace["config"]()
     except ConfigError:
@@ -237,9 +251,9 @@ def load(path: str | os.PathLike[str], cls: type[T], overrides: Sequence[str] = 
         where = f"{path}:{lines[-1]}" if lines else path
         told = " ".join(str(error).split())
         raise ConfigError(f"{where}: {type(error).__name__}: {told}") from error
-    if not isinstance(config, cls):
+    if not isinstance(config, classes):
         raise ConfigError(
-            f"{path}: config() returned a {type(config).__name__}, but this command needs a {cls.__name__}"
+            f"{path}: config() returned a {type(config).__name__}, but this command needs {_some(classes)}"
         )
     return override(config, overrides)
 

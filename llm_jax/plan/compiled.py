@@ -8,6 +8,7 @@ LLM_JAX_PROGRAMS=FOLDER the program's text is kept there, as its digest.hlo.gz.
 """
 
 import dataclasses
+import functools
 import gzip
 import hashlib
 import importlib.metadata
@@ -33,8 +34,15 @@ from llm_jax.plan.products import Products, products
 from llm_jax.plan.request import Request
 from llm_jax.plan.topology import Topology, described_devices, parse_topology
 from llm_jax.sharding import batch_sharding, make_mesh
-from llm_jax.train import abstract_state, compile_step, make_optimizer, make_schedule
+from llm_jax.train import (
+    abstract_state,
+    compile_preference_step,
+    compile_step,
+    make_optimizer,
+    make_schedule,
+)
 from llm_jax.train.guard import watch
+from llm_jax.train.preference import abstract_reference
 
 KERNELS = ("llm_jax_attention_forward", "llm_jax_attention_backward", "mosaic_gpu")
 COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-plugin", "jax-cuda12-plugin"), "cpu": ()}
@@ -128,13 +136,18 @@ def compile_request(request: Request, topology: Topology, known: str = "") -> Co
 def step_of(request: Request, mesh: Mesh) -> tuple[Any, Any]:
     """The jitted training step of a run on a mesh, and its optimizer."""
     optimizer = watch(make_optimizer(request.optimizer), request.step.spike_window)
-    step = compile_step(
+    compiled = compile_step
+    if request.method != "sft":
+        objective = request.preference.objective(request.method)
+        compiled = functools.partial(compile_preference_step, objective=objective)
+    step = compiled(
         mesh,
         model=request.model,
         config=request.step,
         optimizer=optimizer,
         schedule=make_schedule(request.optimizer, request.steps),
         clip_norm=request.optimizer.clip_norm,
+        trainable=request.trainable,
     )
     return step, optimizer
 
@@ -146,10 +159,15 @@ def _lower(request: Request, topology: Topology) -> tuple[Any, str, dict[str, in
     rows = (request.step.batch_size, request.seq_len)
     sharding = batch_sharding(mesh, *rows)
     batch = Batch(*(jax.ShapeDtypeStruct(rows, dtype, sharding=sharding) for dtype in DTYPES))
-    state = abstract_state(request.model, optimizer, mesh)
+    given: tuple[Any, ...] = (
+        abstract_state(request.model, optimizer, mesh, request.trainable),
+        batch,
+    )
+    if request.method != "sft":
+        given += (abstract_reference(request.model, mesh) if request.has_reference else None,)
     with jax.set_mesh(mesh):
         attention = attention_choice(request.model, *rows).name
-        return step.lower(state, batch), attention, dict(mesh.shape)
+        return step.lower(*given), attention, dict(mesh.shape)
 
 
 def _compiler(topology: Topology) -> str:

@@ -16,17 +16,24 @@ import jax.numpy as jnp
 from jax.sharding import AbstractDevice, AbstractMesh, NamedSharding
 
 from llm_jax.kernels.cross_entropy.xla_tiled import tile_rows
-from llm_jax.model import ModelConfig, abstract_params, logical_axes, target_loss
+from llm_jax.model import (
+    ModelConfig,
+    abstract_params,
+    logical_axes,
+    target_loss,
+    without_adapters,
+)
 from llm_jax.plan.chips import Chip
 from llm_jax.plan.request import Request, rows_and_tokens
 from llm_jax.plan.topology import Topology
 from llm_jax.sharding import partition_spec
+from llm_jax.train.trainable import ALL, Trainable
 
 
 class Memory(NamedTuple):
     """Bytes on one device. The first three are there all the time, the rest while a step runs."""
 
-    parameters: int
+    parameters: int  # those of a reference that answers are compared with too
     optimizer: int
     batch: int
     gradients: int  # float32, as parameters lie; twice where micro-batches are added up
@@ -47,21 +54,25 @@ def estimate_memory(request: Request, topology: Topology) -> Memory:
     mesh = request.abstract_mesh(topology)
     sizes = dict(mesh.shape)
     model, chip = request.model, topology.chip
-    parameters = _parameters(model, mesh)
-    optimizer = 2 * parameters + 4  # Adam's moments lie like their parameters; a step count
+    parameters, trained = _parameters(model, mesh), _parameters(model, mesh, request.trainable)
+    optimizer = 2 * trained + 4  # Adam's moments lie like their parameters; a step count
     rows, tokens = rows_and_tokens(request, sizes)
     micro = request.step.micro_batches
-    kept = kept_for_backward(share_of_one(model, sizes["tensor"]), tokens, chip)
+    share = sizes["tensor"]
+    part = dataclasses.replace(request.trainable, first_row=request.trainable.first_row // share)
+    kept = kept_for_backward(share_of_one(model, share), tokens, chip, part)
     activations = rows * kept.layers
     itemsize = jnp.dtype(model.dtype).itemsize
     matrices = matrices_of(model, sizes)
     casts = matrices.sharded * itemsize if model.dtype != model.param_dtype else 0
-    gradients = parameters * (2 if micro > 1 else 1)
+    gradients = trained * (2 if micro > 1 else 1)
     layer = int(WORKING[chip.platform] * rows * kept.layer) + matrices.one_layer * itemsize
-    loss = rows * kept.others + _loss(model, rows * tokens, sizes)
+    loss = rows * kept.others + _loss(request, rows * tokens, sizes)
     backward = gradients + casts + activations + layer
     at_loss = (gradients if micro > 1 else 0) + casts + activations + loss
     batch = 5 * 4 * rows * tokens * micro
+    if request.has_reference:
+        parameters += _parameters(without_adapters({}, model)[1], mesh)
     always = parameters + optimizer + batch
     return Memory(
         parameters, optimizer, batch, gradients, activations, casts, layer, loss,
@@ -70,20 +81,34 @@ def estimate_memory(request: Request, topology: Topology) -> Memory:
 
 
 @functools.cache
-def _shapes(model: ModelConfig) -> list[tuple[str, tuple[int, ...], tuple[str, ...], int]]:
-    """Name, shape, logical axes and bytes of an entry of every parameter."""
-    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(model))
-    axes = jax.tree.leaves(logical_axes(model), is_leaf=lambda node: isinstance(node, tuple))
+def _shapes(
+    model: ModelConfig, part: Trainable = ALL
+) -> list[tuple[str, tuple[int, ...], tuple[str, ...], int]]:
+    """Name, shape, logical axes and bytes of an entry of every parameter, or of those that are trained."""
+    shapes = jax.eval_shape(part.take, abstract_params(model))
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    axes = jax.tree.leaves(
+        part.of_leaves(logical_axes(model)), is_leaf=lambda node: isinstance(node, tuple)
+    )
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, names, x.dtype.itemsize)
         for (path, x), names in zip(leaves, axes, strict=True)
     ]
 
 
-def _parameters(model: ModelConfig, mesh: AbstractMesh) -> int:
-    """Bytes of one device's parameters. Raises ConfigError where a size does not divide."""
+def state_bytes(request: Request) -> int:
+    """Bytes of what a checkpoint holds: parameters, and two moments of those that are trained."""
+    whole, trained = (
+        sum(math.prod(shape) * itemsize for _, shape, _, itemsize in _shapes(request.model, part))
+        for part in (ALL, request.trainable)
+    )
+    return whole + 2 * trained
+
+
+def _parameters(model: ModelConfig, mesh: AbstractMesh, part: Trainable = ALL) -> int:
+    """Bytes of one device's parameters, or of a part. Raises ConfigError where a size does not divide."""
     total = 0
-    for what, shape, names, itemsize in _shapes(model):
+    for what, shape, names, itemsize in _shapes(model, part):
         spec = partition_spec(names, shape, mesh, what)
         total += math.prod(NamedSharding(mesh, spec).shard_shape(shape)) * itemsize
     return total
@@ -96,10 +121,10 @@ class Matrices(NamedTuple):
     one_layer: int  # of one layer, gathered over fsdp
 
 
-def matrices_of(model: ModelConfig, sizes: dict[str, int]) -> Matrices:
+def matrices_of(model: ModelConfig, sizes: dict[str, int], part: Trainable = ALL) -> Matrices:
     """Scales and biases, which have no matrix' axes, left out."""
     sharded = one_layer = 0
-    for what, shape, names, _ in _shapes(model):
+    for what, shape, names, _ in _shapes(model, part):
         factor = len(shape) > 2 and not what.endswith(("scale", "bias"))
         if names[0] == "layers" and factor:
             split = sizes["tensor"] if _divides(shape, names, sizes["tensor"]) else 1
@@ -135,16 +160,21 @@ class Kept(NamedTuple):
 
 
 @functools.cache
-def kept_for_backward(model: ModelConfig, tokens: int, chip: Chip) -> Kept:
+def kept_for_backward(
+    model: ModelConfig, tokens: int, chip: Chip, trained: Trainable = ALL
+) -> Kept:
     """Counts the residuals of a traced gradient, of one row of `tokens`, on this kind of chip."""
-    layers, others, padding = _residuals(model, tokens, chip)
-    dots = dataclasses.replace(model, remat="dots")
-    products = layers if model.remat == "dots" else _residuals(dots, tokens, chip)[0]
+    layers, others, padding = _residuals(model, tokens, chip, trained)
+    # what adapters add to every product lives no longer than that
+    dots = dataclasses.replace(without_adapters({}, model)[1], remat="dots")
+    products = layers if model == dots else _residuals(dots, tokens, chip, ALL)[0]
     return Kept(layers + padding, others, products // model.num_layers)
 
 
 @functools.cache
-def _residuals(model: ModelConfig, tokens: int, chip: Chip) -> tuple[int, int, int]:
+def _residuals(
+    model: ModelConfig, tokens: int, chip: Chip, trained: Trainable
+) -> tuple[int, int, int]:
     """Bytes of all layers, of the rest, and of what pads the layers' heads to a TPU's 128 lanes.
 
     libtpu keeps heads as its kernels take them. On few chips it pads some of them only (1B on 8: one
@@ -155,7 +185,10 @@ def _residuals(model: ModelConfig, tokens: int, chip: Chip) -> tuple[int, int, i
     weights = jax.ShapeDtypeStruct((1, tokens), jnp.float32)
 
     def saved(params: Any, batch: Any) -> Any:
-        return jax.vjp(lambda params: target_loss(params, model, *batch)[0], params)[1]
+        def loss(part: Any) -> jax.Array:
+            return target_loss(trained.put(params, part), model, *batch)[0]
+
+        return jax.vjp(loss, trained.take(params))[1]
 
     device = AbstractDevice(device_kind=chip.kind, platform=chip.platform, num_cores=chip.cores)
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
@@ -183,9 +216,12 @@ def _residuals(model: ModelConfig, tokens: int, chip: Chip) -> tuple[int, int, i
 WORKING = {"tpu": 2.0, "gpu": 2.0, "cpu": 3.6}
 
 
-def _loss(model: ModelConfig, tokens: int, sizes: dict[str, int]) -> int:
+def _loss(request: Request, tokens: int, sizes: dict[str, int]) -> int:
+    model = request.model
     V, D = model.vocab_size // sizes["tensor"], model.embed_dim
     itemsize = jnp.dtype(model.dtype).itemsize
     t = tile_rows(tokens, V)
-    head, gradient = D * V * itemsize, D * V * 4
+    trained = {what for what, *_ in _shapes(model, request.trainable)}
+    head = D * V * itemsize
+    gradient = D * V * 4 if trained & {"head", "embedding"} else 0
     return head + gradient + 2 * t * V * 4 + 2 * tokens * D * itemsize

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import AbstractMesh, AxisType
 
@@ -11,7 +11,9 @@ from llm_jax.errors import ConfigError
 from llm_jax.model import ModelConfig, abstract_params, logical_axes
 from llm_jax.plan.topology import Topology
 from llm_jax.sharding import MeshConfig, batch_sharding, mesh_sizes, tree_shardings
-from llm_jax.train import OptimizerConfig, StepConfig
+from llm_jax.train import OptimizerConfig, PreferenceConfig, StepConfig
+from llm_jax.train.preference import has_reference_below
+from llm_jax.train.trainable import ALL, Trainable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,16 @@ class Request:
     mesh: MeshConfig
     seq_len: int
     steps: int
+    trainable: Trainable = ALL
+    method: Literal["sft", "dpo", "simpo"] = (
+        "sft"  # sft: of targets, as in pretraining; else of pairs
+    )
+    preference: PreferenceConfig = PreferenceConfig()
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the step is given the parameters of another model to compare with."""
+        return self.method == "dpo" and not has_reference_below(self.model, self.trainable)
 
     def sizes(self, topology: Topology) -> dict[str, int]:
         """Of the mesh axes on these devices. Raises ConfigError when they do not fit."""

@@ -13,7 +13,7 @@ evaluation, checkpoints and slow hosts are not in it.
 
 from typing import NamedTuple
 
-from llm_jax.model import flops_per_token
+from llm_jax.model import ModelConfig, count_adapters, flops_per_token
 from llm_jax.plan.collectives import Collective
 from llm_jax.plan.memory import Memory, matrices_of
 from llm_jax.plan.products import Products
@@ -34,7 +34,7 @@ class Time(NamedTuple):
     update: float
     seconds: float  # of the step
     flops: float  # useful ones, over all devices
-    recomputed: float  # flops that rematerialisation adds
+    recomputed: float  # flops that rematerialisation adds, and a reference model
     mfu: float  # useful flops per second of what all chips could do
     days: float  # of the whole run
 
@@ -45,12 +45,16 @@ def estimate_time(
     """Reads memory and traffic as the estimates made of the same request."""
     model = request.model
     products, attention = _flops(request)
+    forward = products / _passes(model)
     again_products = again_attention = 0.0
     if model.remat == "full":
         # neither the head nor a layer's last product, which backward has no use for
         last = model.num_layers * model.mlp_dim + model.vocab_size
-        again_products = products / 3 - 2.0 * request.tokens * model.embed_dim * last
+        again_products = forward - 2.0 * request.tokens * model.embed_dim * last
         again_attention = attention / 3
+    if request.method == "dpo":  # the reference runs forward
+        again_products += forward
+        again_attention += attention / 3
     done = Products(products + again_products, attention + again_attention)
     return _time(request, topology, memory, done, traffic)
 
@@ -96,9 +100,15 @@ def _flops(request: Request) -> tuple[float, float]:
     """Of one step, forward and backward: products with weights, and attention."""
     model = request.model
     whole = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
-    weights = matrices_of(model, whole).one_layer * model.num_layers
-    products = 6.0 * (weights + model.embed_dim * model.vocab_size) * request.tokens
+    weights = matrices_of(model, whole).one_layer * model.num_layers - count_adapters(model)
+    multiplied = weights + model.embed_dim * model.vocab_size
+    products = 2.0 * _passes(model) * multiplied * request.tokens
     return products, flops_per_token(model, request.seq_len) * request.tokens - products
+
+
+def _passes(model: ModelConfig) -> int:
+    """How often a token meets a weight: forward, for the gradient of the input, and of the weight if it is trained."""
+    return 2 if model.lora.rank else 3
 
 
 def _seconds(request: Request, topology: Topology, one: Exchange) -> float:

@@ -31,17 +31,18 @@ def estimate_traffic(request: Request, topology: Topology) -> list[Exchange]:
     """Everything that moves in a step; nothing on one device."""
     sizes = request.sizes(topology)
     model, micro = request.model, request.step.micro_batches
-    matrices = matrices_of(model, sizes)
+    matrices, trained = matrices_of(model, sizes), matrices_of(model, sizes, request.trainable)
     width = jnp.dtype(model.dtype).itemsize
     ends = model.vocab_size // sizes["tensor"] * model.embed_dim  # entries of head or embedding
     both = 1 if model.tied_embeddings else 2
+    moving = 0 if request.trainable.leaves in ("body", "adapters", "none") else both
     found = [
         Exchange("all-gather", "fsdp", 2 * _layers(matrices, model.num_layers, width), False),
         Exchange("all-gather", "fsdp", (1 + both) * ends * width, False),
-        Exchange("reduce-scatter", "fsdp", _layers(matrices, model.num_layers, width), False),
-        Exchange("reduce-scatter", "fsdp", both * ends * 4, False),
+        Exchange("reduce-scatter", "fsdp", _layers(trained, model.num_layers, width), False),
+        Exchange("reduce-scatter", "fsdp", moving * ends * 4, False),
     ]
-    shard = (_layers(matrices, model.num_layers, width) + both * ends * 4) / sizes["fsdp"]
+    shard = (_layers(trained, model.num_layers, width) + moving * ends * 4) / sizes["fsdp"]
     found += [Exchange("all-reduce", axis, 2 * shard, False) for axis in ("data", "context")]
     rows, tokens = rows_and_tokens(request, sizes)
     activation = rows * tokens * model.embed_dim * width

@@ -29,7 +29,7 @@ from llm_jax import config as config_files
 from llm_jax.errors import ConfigError, UserError
 from llm_jax.run import cli, launch
 from llm_jax.run.course import make_stages, optimizer_of
-from llm_jax.run.pretrain import PretrainConfig, parts_of
+from llm_jax.run.kinds import KINDS, RunConfig, parts_of
 from llm_jax.run.provenance import code_digest, record_of, versions
 from llm_jax.sharding import make_mesh
 from llm_jax.tokenizer.base import digest
@@ -40,7 +40,7 @@ GRACE = 5.0  # seconds that process 0 waits for each of the others to leave
 LAST = 0.5  # seconds from saying that one leaves to having left
 
 
-def facts_of(config: PretrainConfig | None) -> dict[str, Any]:
+def facts_of(config: RunConfig | None) -> dict[str, Any]:
     """What this host is and has. `same` must be equal on all hosts, `own` is its own."""
     devices = jax.local_devices()
     same: dict[str, Any] = {
@@ -62,7 +62,7 @@ def facts_of(config: PretrainConfig | None) -> dict[str, Any]:
     return {"same": same, "own": own}
 
 
-def config_facts(config: PretrainConfig) -> dict[str, Any]:
+def config_facts(config: RunConfig) -> dict[str, Any]:
     """Of the run that is about to start. Raises UserError when it could not."""
     parts = parts_of(config)
     record = record_of(parts, 0)
@@ -206,7 +206,7 @@ def disk(own: Mapping[str, Any]) -> str:
     return f", {own['free'] / 1e6:,.0f} MB free in {own['folder']}, {own['needed'] / 1e6:,.0f} MB needed"
 
 
-def examine(config: PretrainConfig | None, exchange: Exchange, index: int) -> list[str]:
+def examine(config: RunConfig | None, exchange: Exchange, index: int) -> list[str]:
     """All checks, on every process; what is wrong as process 0 found it, the same everywhere."""
     exchange.post(f"facts/{index}", facts_of(config))
     problems: list[str] = []
@@ -255,7 +255,7 @@ def main(argv: list[str]) -> None:
     known, overrides = parser.parse_known_args(argv)
     if overrides and not known.config:
         raise ConfigError(f"{overrides[0]}: settings need a CONFIG to belong to")
-    config = config_files.load(known.config, PretrainConfig, overrides) if known.config else None
+    config = config_files.load(known.config, KINDS, overrides) if known.config else None
     cluster = launch.find_cluster((known.coordinator, known.processes, known.process_id))
     hosts = launch.start_processes(cluster, known.join_seconds)
     exchange = Exchange(hosts, known.join_seconds)

@@ -24,34 +24,48 @@ from llm_jax.plan import (
     parse_topology,
     search,
 )
+from llm_jax.plan.memory import state_bytes
 from llm_jax.plan.request import rows_and_tokens
 from llm_jax.plan.roofline import ATTENTION, EFFICIENCY, program_time
 from llm_jax.plan.traffic import by_axis
 from llm_jax.run import cli, continuation
+from llm_jax.run.kinds import KINDS, RunConfig
 from llm_jax.run.pretrain import AS_BASE, PretrainConfig
+from llm_jax.train import ALL, count_trained
+from llm_jax.train.stages import main_part
 
 GIB = 2**30
 SHOWN = 5  # candidates of a search
 
 
-def request_of(config: PretrainConfig) -> Request:
-    """What of a run's config decides memory and time; sizes left to a base model are the base's."""
-    model = config.model
+def request_of(config: RunConfig) -> Request:
+    """What of a run's config decides memory and time; sizes left to a base model are the base's.
+
+    Of a run in stages that is the main one. Rows that a chat template or an extended tokenizer adds to the
+    base's vocabulary are known from the data, and not counted.
+    """
+    model, first_row = config.model, 0
     if config.init_from:
         base = continuation.find_base(config.init_from)
         model = continuation.fill_in(model, AS_BASE, base.model, 0, base.folder)
-    return Request(
+        if config.stages.train.endswith("new_rows"):
+            first_row = base.tokenizer.vocab_size
+    request = Request(
         model=model,
         step=config.step,
         optimizer=config.optimizer,
         mesh=config.mesh,
         seq_len=config.data.seq_len,
         steps=config.train.steps,
+        trainable=main_part(config.stages, model, first_row),
     )
+    if isinstance(config, PretrainConfig):
+        return request
+    return dataclasses.replace(request, method=config.method, preference=config.preference)
 
 
 def plan(
-    config: PretrainConfig, topology: Topology, console: Console, *, fast: bool, searching: bool
+    config: RunConfig, topology: Topology, console: Console, *, fast: bool, searching: bool
 ) -> dict[str, Any]:
     """Prints the plan and returns it as JSON values."""
     request = request_of(config)
@@ -82,10 +96,15 @@ def heading(request: Request, topology: Topology) -> str:
     sizes = request.sizes(topology)
     rows, tokens = rows_and_tokens(request, sizes)
     shape = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    trained = ""
+    if request.trainable != ALL:
+        trained = f", {count_trained(request.model, request.trainable):,} of them trained"
+    if request.has_reference:
+        trained += ", and as many of a reference"
     return "\n".join(
         [
             f"devices    {topology.devices} x {topology.chip.kind}, {topology.name}; mesh {shape}",
-            f"model      {count_params(request.model):,} parameters, remat {request.model.remat}",
+            f"model      {count_params(request.model):,} parameters{trained}, remat {request.model.remat}",
             f"batch      {request.tokens:,} tokens a step; a device works on {rows} row(s) of {tokens} "
             f"tokens, {request.step.micro_batches} time(s)",
         ]
@@ -137,7 +156,7 @@ def verdict(total: float, topology: Topology) -> str:
 
 def checkpoint_line(request: Request, run: Path, keep: int) -> str:
     """Size of the checkpoints against the free disk under the run folder."""
-    size = 12 * count_params(request.model)  # parameters and two moments, float32
+    size = state_bytes(request)
     there = run.absolute()
     while not there.exists():
         there = there.parent
@@ -271,7 +290,7 @@ def main(argv: list[str]) -> None:
     folder = Path(known.json).absolute().parent
     if not folder.is_dir():  # now, not after minutes of compiling
         raise ConfigError(f"--json {known.json}: there is no folder {folder}")
-    config = config_files.load(known.config, PretrainConfig, rest)
+    config = config_files.load(known.config, KINDS, rest)
     answer = plan(config, topology, Console(), fast=known.fast, searching=known.search)
     if known.json:
         write_json(Path(known.json), answer)

@@ -23,8 +23,9 @@ from llm_jax.checkpoint.run_folder import CHECKPOINTS, steps_in
 from llm_jax.errors import CheckpointError, ConfigError
 from llm_jax.run import cli, launch
 from llm_jax.run.course import Stages, make_stages, optimizer_of, placed_batches
+from llm_jax.run.kinds import KINDS, parts_of
 from llm_jax.run.parts import Parts
-from llm_jax.run.pretrain import PretrainConfig, parts_of
+from llm_jax.run.preference import load_reference
 from llm_jax.sharding import make_mesh
 from llm_jax.train import TrainState, enter, staged_step
 
@@ -40,9 +41,7 @@ def main(argv: list[str]) -> None:
     launch.add_flags(parser)
     known, overrides = parser.parse_known_args(argv)
     folder = Path(known.run)
-    config = config_files.load(
-        folder / "config.json", PretrainConfig, ["--run", known.run, *overrides]
-    )
+    config = config_files.load(folder / "config.json", KINDS, ["--run", known.run, *overrides])
     cluster = launch.find_cluster((known.coordinator, known.processes, known.process_id))
     launch.start_processes(cluster, known.join_seconds)
     problems = replay(parts_of(config), known.step)
@@ -59,6 +58,8 @@ def replay(parts: Parts, step: int) -> list[str]:
     mesh = make_mesh(parts.mesh)
     with jax.set_mesh(mesh):
         stages = make_stages(parts, mesh, optimizer_of(parts))
+        if parts.objective:
+            stages = stages.with_reference(load_reference(parts, mesh))
         state, record = checkpoint_before(parts, step, stages)
         order = parts.order  # of the newest record, which knows of batches that were left out later
         sizes = {order.size(before) for before in range(record["step"], step)}

@@ -247,14 +247,19 @@ def compile_preference_step(
         in_shardings=(
             state,
             Batch(*[rows] * 5),
-            reference_shardings(model, mesh) if given else None,
+            jax.tree.map(lambda leaf: leaf.sharding, abstract_reference(model, mesh))
+            if given
+            else None,
         ),
         out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def reference_shardings(model: ModelConfig, mesh: Mesh) -> Params:
-    """Where the parameters of a reference lie: as those of the model without adapters."""
+def abstract_reference(model: ModelConfig, mesh: Mesh) -> Params:
+    """The parameters of a reference as jax.ShapeDtypeStruct, which lie as those of the model without adapters."""
     _, bare = without_adapters({}, model)
-    return tree_shardings(mesh, abstract_params(bare), logical_axes(bare))
+    shapes = abstract_params(bare)
+    shardings = tree_shardings(mesh, shapes, logical_axes(bare))
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, shapes, shardings)

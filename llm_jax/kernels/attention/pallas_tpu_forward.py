@@ -36,7 +36,9 @@ from llm_jax.kernels.attention.tpu_spec import (
 )
 from llm_jax.kernels.device import current_device
 
-SUM_ROWS = 16  # below the output, each the sum of the weights: as many as bfloat16 packs into a tile
+SUM_ROWS = (
+    16  # below the output, each the sum of the weights: as many as bfloat16 packs into a tile
+)
 
 
 def attend(
@@ -71,7 +73,9 @@ def attend(
             grid=(B, N, I, jnp.maximum(steps.max(), 1)),
             in_specs=in_specs,
             out_specs=out_specs,
-            scratch_shapes=[pltpu.VMEM((rows, blocks.query), jnp.float32) for rows in (1, H + SUM_ROWS)],
+            scratch_shapes=[
+                pltpu.VMEM((rows, blocks.query), jnp.float32) for rows in (1, H + SUM_ROWS)
+            ],
         ),
         out_shape=[
             jax.ShapeDtypeStruct(q_BNTH.shape, q_BNTH.dtype),
@@ -201,7 +205,9 @@ class _Softmax(NamedTuple):
     start: Any  # the block's first chunk
     inputs: tuple[Any, ...]
     places: list[Any]
-    state: tuple[Any, Any]  # greatest score so far [1, q]; output and sum of weights [H + SUM_ROWS, q]
+    state: tuple[
+        Any, Any
+    ]  # greatest score so far [1, q]; output and sum of weights [H + SUM_ROWS, q]
 
     def begin(self) -> None:
         """Nothing seen yet."""
