@@ -38,7 +38,7 @@ class Memory(NamedTuple):
     batch: int
     gradients: int  # float32, as parameters lie; twice where micro-batches are added up
     activations: int  # what forward keeps for backward
-    casts: int  # the layers' matrices in the dtype of the products
+    casts: int  # matrices in the dtype of the products, made once: the layers', and gathered ones
     layer: int  # one layer's backward: its gathered matrices, activations, their gradients
     loss: int  # head, its gradient before it is scattered, a tile of logits
     total: int  # of the worst moment
@@ -65,14 +65,19 @@ def estimate_memory(request: Request, topology: Topology) -> Memory:
     itemsize = jnp.dtype(model.dtype).itemsize
     matrices = matrices_of(model, sizes)
     casts = matrices.sharded * itemsize if model.dtype != model.param_dtype else 0
+    # nothing in the loop over micro-batches changes embedding and head: XLA gathers them once, before it
+    ends = (1 if model.tied_embeddings else 2) * model.vocab_size // share * model.embed_dim
+    gathered = ends * itemsize if micro > 1 and sizes["fsdp"] > 1 else 0
+    if request.has_reference:
+        parameters += _parameters(without_adapters({}, model)[1], mesh)
+        casts, gathered = 2 * casts, 2 * gathered
+    casts += gathered
     gradients = trained * (2 if micro > 1 else 1)
     layer = int(WORKING[chip.platform] * rows * kept.layer) + matrices.one_layer * itemsize
     loss = rows * kept.others + _loss(request, rows * tokens, sizes)
     backward = gradients + casts + activations + layer
     at_loss = (gradients if micro > 1 else 0) + casts + activations + loss
     batch = 5 * 4 * rows * tokens * micro
-    if request.has_reference:
-        parameters += _parameters(without_adapters({}, model)[1], mesh)
     always = parameters + optimizer + batch
     return Memory(
         parameters, optimizer, batch, gradients, activations, casts, layer, loss,
