@@ -10,7 +10,6 @@ import gc
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +52,10 @@ def main(argv: list[str]) -> None:
     )
     words = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a conversion needs memory, not an accelerator
+
+    from llm_jax.checkpoint import check_new
+
+    check_new(words.out)  # before anything is fetched
     if words.adapter:
         for option in ("param_dtype", "no_tokenizer", "no_logits"):
             if vars(words)[option]:
@@ -88,7 +91,7 @@ def import_model(
     Raises:
       CheckpointError, ConfigError, DataError: it cannot be imported, or a check failed; `out` is not there.
     """
-    from llm_jax.checkpoint import save_model
+    from llm_jax.checkpoint import making, write_model
     from llm_jax.checkpoint.hf_import import differences, digests, open_source, read_params
 
     with making(out) as partial:
@@ -104,7 +107,7 @@ def import_model(
         meta["source"]["files"] = hashes.result()
         report.require("round_trip", not wrong, f"{wrong[:3]} differ from the files")
         return_memory()
-        save_model(partial, params, meta, files)
+        write_model(partial, out, params, meta, files)
         del params  # what was written is read again: never two copies in memory
         return_memory()
         _check(report, source, tokenizer, partial, skip)
@@ -218,27 +221,6 @@ def _check_tokenizer(
         said[role]["tokenizer"] = id
     # the folder of others may disagree with itself: said here, mended by an export
     report.passed("special_tokens", said=said, disagree=hf_files.disagreements(said))
-
-
-@contextlib.contextmanager
-def making(out: Path) -> Iterator[Path]:
-    """A folder's place to be made in: renamed to `out` at the end, or removed.
-
-    Raises ConfigError if `out` is there already.
-    """
-    out = out.absolute()
-    if out.exists():
-        raise ConfigError(f"{out} exists already; choose another folder, or remove it first")
-    partial = out.with_name(f"{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        os.rename(partial, out)
-    except BaseException:
-        for debris in out.parent.glob(f"{out.name}.partial*"):
-            shutil.rmtree(debris, ignore_errors=True)
-        raise
 
 
 def require_room(out: Path, size: int) -> None:
