@@ -10,6 +10,8 @@ import glob
 import logging
 import math
 import os
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +29,25 @@ TEMPORARY = "*.orbax-checkpoint-tmp*"  # what a killed save leaves behind
 
 # Orbax logs pages of traceback for every write that fails, and raises it as well: the store tells it in a line
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+# so does asyncio of each of its tasks that failed beside the first
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+warnings.filterwarnings("ignore", message="coroutine '.*(async_serialize|OrbaxLayout)")
+_LATE = (
+    "Event loop is closed"  # tensorstore's threads end writes that nobody waits for after a failure
+)
+
+
+def _hush_late_writes() -> None:
+    tell = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if not (found.exc_type is RuntimeError and str(found.exc_value) == _LATE):
+            tell(found)
+
+    sys.unraisablehook = hook
+
+
+_hush_late_writes()
 
 
 class _Literal(epath.gpath.PosixGPath):

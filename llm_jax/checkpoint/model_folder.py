@@ -4,13 +4,14 @@ MODEL/  meta.json  state/  tokenizer/
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm_jax.checkpoint import arrays
 from llm_jax.checkpoint.fingerprint import PendingFingerprints, named_leaves
-from llm_jax.checkpoint.new_folder import ROOM, making
+from llm_jax.checkpoint.new_folder import FULL, ROOM, making
 from llm_jax.checkpoint.processes import all_say, is_first
 from llm_jax.checkpoint.reading import brief
 from llm_jax.checkpoint.record import (
@@ -67,4 +68,15 @@ def write_model(
             write_record(partial, meta, 0, described, {})
         all_say(True)
     except Exception as error:
-        raise CheckpointError(f"{final} could not be written: {brief(error)}; {ROOM}") from error
+        raise CheckpointError(f"{final} could not be written: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong and what to do; the system's own words where a page about the array quotes them."""
+    first = brief(error)
+    code = re.search(r"(?:os_error_code='|\[Errno )(\d+)", f"{error} {first}")
+    if code is None:
+        return f"{first}; check the disk and try again"
+    number = int(code[1])
+    remedy = ROOM if number in FULL else "check the disk and the permissions"
+    return f"{os.strerror(number)}; {remedy}"

@@ -135,7 +135,7 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 from llm_jax.checkpoint import save_model
 from llm_jax.errors import CheckpointError
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 params = {str(i): jax.numpy.arange(50_000.0) + i for i in range(8)}
 try:
     save_model(sys.argv[1], params, {}, {})
@@ -144,15 +144,16 @@ except CheckpointError as error:
 """
 
 
-def test_a_full_disk_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize("limit", ["0", "10000", "100000"])
+def test_a_full_disk_is_one_line_with_a_remedy_and_leaves_nothing(tmp_path, limit):
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path / "a" / "out")], cwd=ROOT, text=True,
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "a" / "out"), limit], cwd=ROOT, text=True,
         check=False, capture_output=True,
     )  # fmt: skip
     assert done.stdout.count("\n") == 1
-    assert done.stdout.startswith(f"{tmp_path}/a/out could not be written: ")
+    assert done.stdout.startswith(f"{tmp_path}/a/out could not be written: File too large; ")
     assert "free space on the disk" in done.stdout
-    assert "Traceback" not in done.stderr
+    assert done.stderr == ""
     assert listing(tmp_path) == []
 
 
