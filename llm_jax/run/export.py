@@ -168,7 +168,9 @@ def _check(
     report.passed("round_trip", bitwise=exact, tensors=len(again.tensors))
     _check_tokenizer(report, model.own_tokenizer, partial, files, facts)
     round_to = "" if exact else again.dtypes[0]
-    gate.check_model(report, model.config, lambda: as_written(model, round_to), partial, skip=skip)
+    gate.check_model(
+        report, model.config, lambda: as_written(model, round_to), partial, ours=True, skip=skip
+    )
 
 
 def as_written(model: "Model", dtype: str) -> "Model":

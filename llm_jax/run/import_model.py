@@ -28,6 +28,7 @@ PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokeni
             "chat_template.jinja", "vocab.json", "merges.txt"]  # fmt: skip
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PARITY = "parity.json"
+SPARE = 64 << 20  # bytes of disk for the tokenizer, records and what else is written meanwhile
 
 
 def main(argv: list[str]) -> None:
@@ -93,11 +94,13 @@ def import_model(
     """
     from llm_jax.checkpoint import making, write_model
     from llm_jax.checkpoint.hf_import import differences, digests, open_source, read_params
+    from llm_jax.model import count_params
 
     with making(out) as partial:
         source = open_source(folder, param_dtype)
         tokenizer, files = _tokenizer(source, with_tokenizer)
-        require_room(out, sum(stored.nbytes for _, stored in source.tensors))
+        width = 4 if source.config.param_dtype == "float32" else 2
+        require_room(out, count_params(source.config) * width)
         meta = _meta(source, tokenizer)
         report = _new_report(source)
         with ThreadPoolExecutor(1) as pool:  # hashing leaves Python free to do the rest
@@ -178,7 +181,13 @@ def _check(
     _check_tokenizer(report, source, tokenizer, partial)
     round_to = source.config.param_dtype if source.rounded else ""
     gate.check_model(
-        report, source.config, lambda: load(partial), source.folder, skip=skip, round_to=round_to
+        report,
+        source.config,
+        lambda: load(partial),
+        source.folder,
+        ours=False,
+        skip=skip,
+        round_to=round_to,
     )
 
 
@@ -226,10 +235,15 @@ def _check_tokenizer(
 def require_room(out: Path, size: int) -> None:
     """Raises ConfigError unless the disk has room for `size` bytes and a little more."""
     free = shutil.disk_usage(out.absolute().parent).free
-    if free < 1.05 * size + (64 << 20):
+    needed = int(1.05 * size) + SPARE
+    if free < needed:
         raise ConfigError(
-            f"{out}: {free / 1e9:.1f} GB free on the disk, {size / 1e9:.1f} GB needed; free some space"
+            f"{out}: {_size(free)} free on the disk, {_size(needed)} needed; free some space"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _write(folder: Path, report: "Report") -> None:
