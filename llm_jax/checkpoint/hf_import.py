@@ -21,6 +21,8 @@ import numpy as np
 from llm_jax.checkpoint import names
 from llm_jax.checkpoint.fingerprint import named_leaves
 from llm_jax.checkpoint.name_table import HEADS
+from llm_jax.checkpoint.record import RECORD
+from llm_jax.checkpoint.run_folder import CHECKPOINTS
 from llm_jax.checkpoint.safetensors_files import (
     Stored,
     find_file,
@@ -90,20 +92,17 @@ def open_source(folder: str | os.PathLike[str], param_dtype: str = "") -> Source
       ConfigError: the model is not one that the decoder covers.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give a Hugging Face model folder")
-    path = find_file(folder, "config.json")
-    if path is None:
-        raise CheckpointError(
-            f"{folder}: has no config.json; give the folder of a Hugging Face model"
-        )
-    hf_config = read_json(path, MAX_CONFIG)
+    hf_config = _read_config(folder)
     try:
         family, config = families.read(hf_config)
     except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from None
+        remedy = "" if ";" in str(error) else "; get the config.json that belongs to the model"
+        raise ConfigError(f"{folder}: {error}{remedy}") from None
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-        raise ConfigError(f"{folder}/config.json: a field has no sensible value: {error}") from None
+        raise ConfigError(
+            f"{folder}/config.json: a field has no sensible value: {error}; get the one that belongs to "
+            "the model"
+        ) from None
     check_sizes(config, folder)
     stored = open_folder(folder)
     tensors, listed = _match(folder, family, config, stored)
@@ -122,6 +121,22 @@ def open_source(folder: str | os.PathLike[str], param_dtype: str = "") -> Source
         tensors=tensors,
         listed=listed,
     )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "no such folder"
+        raise CheckpointError(f"{folder}: {kind}; give a Hugging Face model folder")
+    if any((folder / name).exists() for name in (RECORD, CHECKPOINTS)):
+        raise CheckpointError(
+            f"{folder}: is a model or a run of llm-jax already; use it as it is, as in llm-jax generate {folder}"
+        )
+    path = find_file(folder, "config.json")
+    if path is None:
+        raise CheckpointError(
+            f"{folder}: has no config.json; give the folder of a Hugging Face model"
+        )
+    return read_json(path, MAX_CONFIG)
 
 
 def check_sizes(config: ModelConfig, folder: Path) -> None:

@@ -71,9 +71,9 @@ def main(argv: list[str]) -> None:
 
 def parse_size(text: str) -> int:
     """`5GB` in bytes. Raises ConfigError."""
-    found = re.fullmatch(r"(\d+)\s*([KMG]B|)", text.strip().upper())
+    found = re.fullmatch(r"([0-9]{1,15})\s*([KMG]B|)", text.strip().upper())
     if not found or not int(found[1]):
-        raise ConfigError(f"--max-shard-size={text!r} must be a size such as 5GB or 500MB")
+        raise ConfigError(f"--max-shard-size={text[:40]!r} must be a size such as 5GB or 500MB")
     return int(found[1]) * UNITS[found[2]]
 
 

@@ -55,7 +55,12 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a conversion needs memory, not an accelerator
 
     from llm_jax.checkpoint import check_new
+    from llm_jax.checkpoint.hf_import import PARAM_DTYPES
 
+    if words.param_dtype and words.param_dtype not in PARAM_DTYPES:
+        raise ConfigError(
+            f"--param-dtype={words.param_dtype!r} must be one of {', '.join(PARAM_DTYPES)}"
+        )
     check_new(words.out)  # before anything is fetched
     if words.adapter:
         for option in ("param_dtype", "no_tokenizer", "no_logits"):
@@ -277,6 +282,10 @@ def local_folder(source: str) -> Path:
 
     Raises ConfigError if it is neither, or cannot be fetched.
     """
+    if not source:
+        raise ConfigError(
+            "HF_DIR is empty; give a Hugging Face model folder or a name such as org/model"
+        )
     if Path(source).exists():
         return Path(source)
     if not NAME.fullmatch(source):

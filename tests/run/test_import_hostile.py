@@ -112,12 +112,14 @@ def test_what_transformers_cannot_load_of_ours_is_no_export(tmp_path, monkeypatc
 
     def with_a_mistake(*given):
         files = made(*given)
-        config = json.loads(files[hf_files.CONFIG]) | {"pad_token_id": 100_000}
+        config = json.loads(files[hf_files.CONFIG]) | {"use_cache": "no"}
         return files | {hf_files.CONFIG: json.dumps(config).encode()}
 
     made = hf_files.model_files
     monkeypatch.setattr(hf_files, "model_files", with_a_mistake)
-    with pytest.raises(CheckpointError, match="'logits' failed: transformers cannot load it: Asse"):
+    with pytest.raises(
+        CheckpointError, match="'logits' failed: transformers cannot load it: Strict"
+    ):
         export.export_model(llm_jax.load(tmp_path / "ours"), tmp_path / "back", ExportConfig())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ours"]
 
