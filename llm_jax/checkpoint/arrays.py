@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
+from etils.epath.gpath import PosixGPath
 from orbax.checkpoint import v1 as ocp
 
 ITEM = "state"  # the subfolder that holds the arrays
@@ -50,7 +50,7 @@ def _hush_late_writes() -> None:
 _hush_late_writes()
 
 
-class _Literal(epath.gpath.PosixGPath):
+class _Literal(PosixGPath):
     """A path of which no character is part of a pattern; paths made from it are of its class."""
 
     def glob(self, pattern: str) -> Iterator["_Literal"]:
