@@ -2,19 +2,19 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import llm_jax
-from llm_jax.checkpoint.hf_export import ExportConfig
 from llm_jax.checkpoint.hf_import import open_source
 from llm_jax.checkpoint.parity import compare_logits
 from llm_jax.errors import CheckpointError
-from llm_jax.run import cli, export, hf_files, import_model
+from llm_jax.run import cli, export, import_model
 from tests.checkpoint import hf_folders
 from tests.checkpoint.hf_folders import BFLOAT16, LLAMA
 
@@ -106,35 +106,27 @@ def test_what_transformers_cannot_do_with_a_folder_of_others_is_said_and_not_com
 
 
 @pytest.mark.oracle
-def test_what_transformers_cannot_load_of_ours_is_no_export(tmp_path, monkeypatch):
+def test_what_transformers_cannot_load_of_ours_is_no_export(tmp_path, capsys):
+    """An import keeps the generation config, whatever it says; an export writes it for transformers."""
     hf_folders.write(tmp_path / "hf", LLAMA)
+    (tmp_path / "hf/generation_config.json").write_text('{"cache_implementation": "no"}')
     import_model.import_model(tmp_path / "hf", tmp_path / "ours", skip="a test")
-
-    def with_a_mistake(*given):
-        files = made(*given)
-        config = json.loads(files[hf_files.CONFIG]) | {"use_cache": "no"}
-        return files | {hf_files.CONFIG: json.dumps(config).encode()}
-
-    made = hf_files.model_files
-    monkeypatch.setattr(hf_files, "model_files", with_a_mistake)
-    with pytest.raises(
-        CheckpointError, match="'logits' failed: transformers cannot load it: Strict"
-    ):
-        export.export_model(llm_jax.load(tmp_path / "ours"), tmp_path / "back", ExportConfig())
+    error = refused(capsys, export.main, tmp_path / "ours", tmp_path / "back")
+    assert "'logits' failed: transformers cannot load it: ValueError: Invalid `cache_imp" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "ours"]
 
 
 def test_room_is_asked_for_what_will_be_written(tmp_path, capsys, monkeypatch):
     """float16 is held as float32: twice the bytes of the files."""
     hf_folders.write(tmp_path / "hf", LLAMA, dtype=np.float16)
-    monkeypatch.setattr(import_model, "SPARE", 1 << 60)
-    error = refused(capsys, importing.main, tmp_path / "hf", tmp_path / "ours")
-    assert "free some space" in error
-    asked = []
-    monkeypatch.setattr(import_model, "require_room", lambda out, size: asked.append(size))
-    import_model.import_model(tmp_path / "hf", tmp_path / "ours", skip="a test")
     count = sum(tensor.size for tensor in hf_folders.weights(LLAMA).values())
-    assert asked == [4 * count]
+    needed = int(1.05 * 4 * count) + import_model.SPARE
+    words = [tmp_path / "hf", tmp_path / "ours", "--no-logits"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed - 1))
+    error = refused(capsys, importing.main, *words)
+    assert f"{needed / 1e6:.1f} MB free on the disk, {needed / 1e6:.1f} MB needed; free" in error
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed))
+    assert cli.run(importing.main, [str(word) for word in words]) == 0
 
 
 LIMITED = """
