@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 
 from llm_jax.errors import ConfigError
+from llm_jax.run import cli
 from llm_jax.run.launch_tpu import tpu_pod
 from llm_jax.run.roll_call import roll_call
 
@@ -78,7 +79,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
     group.add_argument(
         "--join-seconds",
-        type=float,
+        type=cli.some_seconds,
         default=JOIN_SECONDS,
         help="how long to wait for all of them (default: %(default)s)",
     )
