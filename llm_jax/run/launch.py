@@ -123,21 +123,26 @@ def _variables(environ: Mapping[str, str]) -> Cluster:
 
 def _slurm(environ: Mapping[str, str]) -> Cluster | None:
     names = ("SLURM_STEP_NODELIST", "SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")
-    count = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1)
+    tasks = "SLURM_STEP_NUM_TASKS" if environ.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
+    count = _number(environ, tasks, 1)
     if count == 1 or names[0] not in environ:
         return None  # a batch script outside `srun` is one process
     missing = [name for name in names if name not in environ]
     if missing:
         raise ConfigError(f"Slurm step without {', '.join(missing)}; start it by `srun`")
-    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
-    here = max(int(number) for number in re.findall(r"(?:^|,)(\d+)", tasks))
-    port = FIRST_PORT + int(environ["SLURM_JOB_ID"]) % PORTS
+    each = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
+    here = max((int(number) for number in re.findall(r"(?:^|,)(\d+)", each)), default=0)
+    if not here:
+        raise ConfigError(
+            f"SLURM_STEP_TASKS_PER_NODE={each!r} must be numbers of tasks as in 2(x3),1; start it by `srun`"
+        )
+    port = FIRST_PORT + _number(environ, "SLURM_JOB_ID") % PORTS
     return Cluster(
         source="Slurm",
         coordinator=f"{first_host(environ['SLURM_STEP_NODELIST'])}:{port}",
         processes=count,
-        index=int(environ["SLURM_PROCID"]),
-        local_device=_own_device(here, environ["SLURM_LOCALID"], environ),
+        index=_number(environ, "SLURM_PROCID"),
+        local_device=_own_device(here, "SLURM_LOCALID", environ),
     )
 
 
@@ -163,9 +168,9 @@ MPI = (
 
 def _mpi(environ: Mapping[str, str]) -> Cluster | None:
     for rank, size, local_rank, local_size in MPI:
-        if int(environ.get(size, 1)) == 1 or rank not in environ:
+        count, here = _number(environ, size, 1), _number(environ, local_size, 0)
+        if count == 1 or rank not in environ:
             continue
-        count, here = int(environ[size]), int(environ.get(local_size, 0))
         if COORDINATOR not in environ and here != count:
             raise ConfigError(
                 f"MPI started {count} processes on several hosts; say where process 0 is by "
@@ -177,16 +182,27 @@ def _mpi(environ: Mapping[str, str]) -> Cluster | None:
             source="MPI",
             coordinator=environ.get(COORDINATOR, f"127.0.0.1:{port}"),
             processes=count,
-            index=int(environ[rank]),
-            local_device=_own_device(here, environ.get(local_rank, "0"), environ),
+            index=_number(environ, rank),
+            local_device=_own_device(here, local_rank, environ),
         )
     return None
+
+
+def _number(environ: Mapping[str, str], name: str, default: int = 0) -> int:
+    """What a launcher set. Raises ConfigError naming the variable if that is no number."""
+    text = environ.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigError(
+            f"{name}={text!r} must be a whole number, as its launcher sets it; unset it, or say by --coordinator, "
+            "--processes and --process-id who takes part"
+        )
+    return int(text)
 
 
 def _own_device(here: int, local: str, environ: Mapping[str, str]) -> int | None:
     """With several processes on a host each takes one GPU, unless the launcher already gave it one."""
     visible = environ.get("CUDA_VISIBLE_DEVICES", environ.get("ROCR_VISIBLE_DEVICES", ""))
-    return None if here < 2 or (visible and "," not in visible) else int(local)
+    return None if here < 2 or (visible and "," not in visible) else _number(environ, local)
 
 
 def _tpu(environ: Mapping[str, str]) -> Cluster | None:

@@ -249,7 +249,7 @@ def pretrain_refused(refused, two_sources):
         ("--samples.temperature -1", "samples.temperature=-1.0 must be 0 (greedy) or above"),
         ("--train.seed -1", "train.seed=-1 must be from 0 to 4294967295"),
         ("--checkpoint.keep-last 0", "checkpoint.keep_last=0 must be at least 1"),
-        ("--run /dev/null/run", "/dev/null/run: cannot be made a run folder: Not a directory"),
+        ("--run /dev/null/run", "/dev/null/run: cannot be made a run folder: /dev/null is no folder"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused_before_anything_is_written(pretrain_refused, words, said):

@@ -103,6 +103,21 @@ def test_mpi_on_several_hosts_needs_the_address_of_process_0_and_nothing_else():
             {k: v for k, v in SLURM.items() if k != "SLURM_PROCID"},
             "Slurm step without SLURM_PROCID",
         ),
+        (NO_FLAGS, {**SLURM, "SLURM_NTASKS": "x"}, "SLURM_NTASKS='x' must be a whole number"),
+        (NO_FLAGS, {**SLURM, "SLURM_JOB_ID": "4_1"}, "SLURM_JOB_ID='4_1' must be a whole number"),
+        (NO_FLAGS, {**SLURM, "SLURM_PROCID": "-1"}, "SLURM_PROCID='-1' must be a whole number"),
+        (NO_FLAGS, {**SLURM, "SLURM_LOCALID": "a"}, "SLURM_LOCALID='a' must be a whole number"),
+        (
+            NO_FLAGS,
+            {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "x"},
+            "SLURM_STEP_TASKS_PER_NODE='x' must be numbers of tasks",
+        ),
+        (
+            NO_FLAGS,
+            {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "x"},
+            "OMPI_COMM_WORLD_SIZE='x' must be a whole number",
+        ),
+        (NO_FLAGS, {**INTEL_MPI, "PMI_RANK": "3.0"}, "PMI_RANK='3.0' must be a whole number"),
     ],
 )
 def test_what_is_half_said_or_wrong_is_named(flags, environ, said):
