@@ -25,7 +25,7 @@ import jax
 
 from llm_jax.errors import ConfigError
 from llm_jax.run import cli
-from llm_jax.run.launch_tpu import tpu_pod
+from llm_jax.run.launch_tpu import number_in, tpu_pod
 from llm_jax.run.roll_call import roll_call
 
 log = logging.getLogger(__name__)
@@ -100,10 +100,12 @@ def find_cluster(
         if coordinator is None or processes is None or index is None:
             raise ConfigError(f"{' and '.join(missing)} must be given too, or none of {FLAGS}")
         return Cluster(source="flags", coordinator=coordinator, processes=processes, index=index)
-    mpi = _mpi(environ)
-    if (PROCESSES in environ or PROCESS_ID in environ) or (COORDINATOR in environ and not mpi):
+    if PROCESSES in environ or PROCESS_ID in environ:
         return _variables(environ)
-    return _slurm(environ) or mpi or _tpu(environ)
+    if COORDINATOR in environ and not _mpi(environ):
+        return _variables(environ)
+    # not before Slurm: `srun --mpi=pmi2` sets a part of what an MPI sets
+    return _slurm(environ) or _mpi(environ) or _tpu(environ)
 
 
 def _variables(environ: Mapping[str, str]) -> Cluster:
@@ -124,7 +126,7 @@ def _variables(environ: Mapping[str, str]) -> Cluster:
 def _slurm(environ: Mapping[str, str]) -> Cluster | None:
     names = ("SLURM_STEP_NODELIST", "SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")
     tasks = "SLURM_STEP_NUM_TASKS" if environ.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
-    count = _number(environ, tasks, 1)
+    count = number_in(environ, tasks, 1)
     if count == 1 or names[0] not in environ:
         return None  # a batch script outside `srun` is one process
     missing = [name for name in names if name not in environ]
@@ -136,12 +138,12 @@ def _slurm(environ: Mapping[str, str]) -> Cluster | None:
         raise ConfigError(
             f"SLURM_STEP_TASKS_PER_NODE={each!r} must be numbers of tasks as in 2(x3),1; start it by `srun`"
         )
-    port = FIRST_PORT + _number(environ, "SLURM_JOB_ID") % PORTS
+    port = FIRST_PORT + number_in(environ, "SLURM_JOB_ID") % PORTS
     return Cluster(
         source="Slurm",
         coordinator=f"{first_host(environ['SLURM_STEP_NODELIST'])}:{port}",
         processes=count,
-        index=_number(environ, "SLURM_PROCID"),
+        index=number_in(environ, "SLURM_PROCID"),
         local_device=_own_device(here, "SLURM_LOCALID", environ),
     )
 
@@ -168,7 +170,7 @@ MPI = (
 
 def _mpi(environ: Mapping[str, str]) -> Cluster | None:
     for rank, size, local_rank, local_size in MPI:
-        count, here = _number(environ, size, 1), _number(environ, local_size, 0)
+        count, here = number_in(environ, size, 1), number_in(environ, local_size, 0)
         if count == 1 or rank not in environ:
             continue
         if COORDINATOR not in environ and here != count:
@@ -182,27 +184,16 @@ def _mpi(environ: Mapping[str, str]) -> Cluster | None:
             source="MPI",
             coordinator=environ.get(COORDINATOR, f"127.0.0.1:{port}"),
             processes=count,
-            index=_number(environ, rank),
+            index=number_in(environ, rank),
             local_device=_own_device(here, local_rank, environ),
         )
     return None
 
 
-def _number(environ: Mapping[str, str], name: str, default: int = 0) -> int:
-    """What a launcher set. Raises ConfigError naming the variable if that is no number."""
-    text = environ.get(name) or str(default)
-    if not (text.isascii() and text.isdecimal()):
-        raise ConfigError(
-            f"{name}={text!r} must be a whole number, as its launcher sets it; unset it, or say by --coordinator, "
-            "--processes and --process-id who takes part"
-        )
-    return int(text)
-
-
 def _own_device(here: int, local: str, environ: Mapping[str, str]) -> int | None:
     """With several processes on a host each takes one GPU, unless the launcher already gave it one."""
     visible = environ.get("CUDA_VISIBLE_DEVICES", environ.get("ROCR_VISIBLE_DEVICES", ""))
-    return None if here < 2 or (visible and "," not in visible) else _number(environ, local)
+    return None if here < 2 or (visible and "," not in visible) else number_in(environ, local)
 
 
 def _tpu(environ: Mapping[str, str]) -> Cluster | None:

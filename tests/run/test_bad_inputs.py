@@ -382,6 +382,19 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(refused, st
     assert run.saved() == saved
 
 
+def test_a_damaged_checkpoint_that_was_asked_for_is_refused_and_others_are_offered(
+    refused, straight, tmp_path
+):
+    run = straight.copy(tmp_path)
+    newest = run.newest()
+    truncate(run.folder / "checkpoints" / str(newest) / "meta.json")
+    saved = run.saved()
+    error = refused("pretrain", *run.words(), "--step", str(newest))
+    assert "meta.json is damaged" in error
+    assert error.endswith("leave --step out to go on from the newest good one")
+    assert run.saved() == saved
+
+
 def test_a_batch_that_does_not_divide_the_mesh_is_refused(new_run):
     run: Run = new_run()
     process = run.start("--step.batch-size", "6", devices=4)
