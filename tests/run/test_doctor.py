@@ -197,10 +197,11 @@ def start(
     port: int,
     out: Any,
     errors: Any = subprocess.STDOUT,
+    devices: int = 2,
 ) -> subprocess.Popen:
-    """One process of the preflight, with two devices, that writes to files or descriptors."""
+    """One process of the preflight, with so many devices, that writes to files or descriptors."""
     environ = {
-        **with_devices(2),
+        **with_devices(devices),
         "LLM_JAX_COORDINATOR": f"127.0.0.1:{port}",
         "LLM_JAX_PROCESSES": str(processes),
         "LLM_JAX_PROCESS_ID": str(index),
@@ -215,14 +216,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def examined(words: list[list[str]], processes: int, folder: Path) -> list[tuple[int, str]]:
+def examined(
+    words: list[list[str]], processes: int, folder: Path, devices: tuple[int, ...] = (2, 2)
+) -> list[tuple[int, str]]:
     """Exit status and output of the preflight on these processes."""
     port = free_port()
     logs = [folder / f"{index}.log" for index in range(len(words))]
     started = []
     for index, (own, log) in enumerate(zip(words, logs, strict=True)):
         with log.open("w") as out:
-            started.append(start(own, index, processes, port, out))
+            started.append(start(own, index, processes, port, out, devices=devices[index]))
     statuses = [process.wait(DEADLINE) for process in started]
     return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]
 
@@ -244,6 +247,18 @@ def test_a_host_with_another_config_is_named_on_both_with_what_differs(two_sourc
         assert status == 2, output
         assert "BAD  process 1 on " in output
         assert ": plan is " in output
+
+
+@pytest.mark.multidevice
+def test_a_host_with_fewer_devices_is_named_though_no_host_has_a_mesh_for_the_batch(
+    two_sources, tmp_path
+):
+    words = [CONFIG, "--data.prepared", str(two_sources), "--run", str(tmp_path / "run")]
+    for status, output in examined([words, words], 2, tmp_path, devices=(2, 1)):
+        assert status == 2, output
+        lines = [line for line in output.splitlines() if line.startswith("BAD")]
+        assert ": devices is 1 x cpu, process 0 has 2 x cpu" in lines[0]
+        assert "step.batch_size: batch=8 must be a multiple of mesh.fsdp=3" in lines[1]
 
 
 @pytest.mark.multidevice
