@@ -2,7 +2,8 @@
 
 from llm_jax.checkpoint.fingerprint import differences, fingerprint, fingerprints
 from llm_jax.checkpoint.lock import RunLock
-from llm_jax.checkpoint.model_folder import save_model
+from llm_jax.checkpoint.model_folder import save_model, write_model
+from llm_jax.checkpoint.new_folder import check_new, making
 from llm_jax.checkpoint.reading import inspect, read_state, restore_params, tokenizer_folder
 from llm_jax.checkpoint.record import DamagedError, read_meta
 from llm_jax.checkpoint.run_folder import (
@@ -20,11 +21,13 @@ __all__ = [
     "RunLock",
     "Store",
     "append_event",
+    "check_new",
     "differences",
     "find_checkpoint",
     "fingerprint",
     "fingerprints",
     "inspect",
+    "making",
     "numbered_folders",
     "read_meta",
     "read_state",
@@ -33,4 +36,5 @@ __all__ = [
     "steps_in",
     "tokenizer_folder",
     "write_json_atomic",
+    "write_model",
 ]

@@ -2,18 +2,23 @@
 
 Traps it deals with (measured with 0.12.8): a dtype that differs from the saved one is converted
 silently, so callers compare with the record first; arrays of size zero cannot be saved, so they are
-left out and made again; writing goes on in threads that die with the interpreter, so wait for it.
+left out and made again; writing goes on in threads that die with the interpreter, so wait for it; a path
+with `[`, `*` or `?` is taken for a pattern, so that nothing is found, or files of another folder.
 """
 
+import glob
 import logging
 import math
 import os
-from collections.abc import Mapping
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils.epath.gpath import PosixGPath
 from orbax.checkpoint import v1 as ocp
 
 ITEM = "state"  # the subfolder that holds the arrays
@@ -24,6 +29,34 @@ TEMPORARY = "*.orbax-checkpoint-tmp*"  # what a killed save leaves behind
 
 # Orbax logs pages of traceback for every write that fails, and raises it as well: the store tells it in a line
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+# so does asyncio of each of its tasks that failed beside the first
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
+warnings.filterwarnings("ignore", message="coroutine '.*(async_serialize|OrbaxLayout)")
+_LATE = (
+    "Event loop is closed"  # tensorstore's threads end writes that nobody waits for after a failure
+)
+
+
+def _hush_late_writes() -> None:
+    tell = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if not (found.exc_type is RuntimeError and str(found.exc_value) == _LATE):
+            tell(found)
+
+    sys.unraisablehook = hook
+
+
+_hush_late_writes()
+
+
+class _Literal(PosixGPath):
+    """A path of which no character is part of a pattern; paths made from it are of its class."""
+
+    def glob(self, pattern: str) -> Iterator["_Literal"]:
+        """Yields what matches `pattern` in this folder."""
+        for found in glob.iglob(os.path.join(glob.escape(os.fspath(self)), pattern)):
+            yield self._new(found)
 
 
 def start_writing(
@@ -47,7 +80,9 @@ def start_writing(
         context.array_options.saving.scoped_storage_options_creator = _layout
     with context:
         return ocp.save_async(
-            os.path.abspath(folder), _nested(_without_empty(leaves)), checkpointable_name=ITEM
+            _Literal(os.path.abspath(folder)),
+            _nested(_without_empty(leaves)),
+            checkpointable_name=ITEM,
         )
 
 
@@ -78,7 +113,9 @@ def load(
         largest = max(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in saved.values())
         context.memory_options.read_concurrent_bytes = max(largest + 1, READ_BYTES)
         with context:
-            tree = ocp.load(os.path.abspath(folder), _nested(saved), checkpointable_name=ITEM)
+            tree = ocp.load(
+                _Literal(os.path.abspath(folder)), _nested(saved), checkpointable_name=ITEM
+            )
         found = {name: _leaf(tree, name) for name in saved}
     for name, leaf in wanted.items():
         if name not in found:

@@ -20,6 +20,9 @@ import numpy as np
 
 from llm_jax.checkpoint import names
 from llm_jax.checkpoint.fingerprint import named_leaves
+from llm_jax.checkpoint.name_table import HEADS
+from llm_jax.checkpoint.record import RECORD
+from llm_jax.checkpoint.run_folder import CHECKPOINTS
 from llm_jax.checkpoint.safetensors_files import (
     Stored,
     find_file,
@@ -77,7 +80,7 @@ class Source:
 
 
 def open_source(folder: str | os.PathLike[str], param_dtype: str = "") -> Source:
-    """Checks a folder without reading a tensor.
+    """Checks a folder without reading a tensor, but for a head that should be the embedding.
 
     Args:
       folder: with config.json and safetensors.
@@ -89,23 +92,21 @@ def open_source(folder: str | os.PathLike[str], param_dtype: str = "") -> Source
       ConfigError: the model is not one that the decoder covers.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; give a Hugging Face model folder")
-    path = find_file(folder, "config.json")
-    if path is None:
-        raise CheckpointError(
-            f"{folder}: has no config.json; give the folder of a Hugging Face model"
-        )
-    hf_config = read_json(path, MAX_CONFIG)
+    hf_config = _read_config(folder)
     try:
         family, config = families.read(hf_config)
     except ConfigError as error:
-        raise ConfigError(f"{folder}: {error}") from None
+        remedy = "" if ";" in str(error) else "; get the config.json that belongs to the model"
+        raise ConfigError(f"{folder}: {error}{remedy}") from None
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
-        raise ConfigError(f"{folder}/config.json: a field has no sensible value: {error}") from None
+        raise ConfigError(
+            f"{folder}/config.json: a field has no sensible value: {error}; get the one that belongs to "
+            "the model"
+        ) from None
     check_sizes(config, folder)
     stored = open_folder(folder)
     tensors, listed = _match(folder, family, config, stored)
+    _check_heads(folder, tensors, {name: stored[name] for name in listed if name in HEADS})
     kinds = {str(found.dtype) for _, found in tensors}
     exact = "bfloat16" if kinds == {"bfloat16"} else "float32"
     if param_dtype and param_dtype not in PARAM_DTYPES:
@@ -120,6 +121,22 @@ def open_source(folder: str | os.PathLike[str], param_dtype: str = "") -> Source
         tensors=tensors,
         listed=listed,
     )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "no such folder"
+        raise CheckpointError(f"{folder}: {kind}; give a Hugging Face model folder")
+    if any((folder / name).exists() for name in (RECORD, CHECKPOINTS)):
+        raise CheckpointError(
+            f"{folder}: is a model or a run of llm-jax already; use it as it is, as in llm-jax generate {folder}"
+        )
+    path = find_file(folder, "config.json")
+    if path is None:
+        raise CheckpointError(
+            f"{folder}: has no config.json; give the folder of a Hugging Face model"
+        )
+    return read_json(path, MAX_CONFIG)
 
 
 def check_sizes(config: ModelConfig, folder: Path) -> None:
@@ -175,6 +192,49 @@ def _match(
     order = {name: at for at, name in enumerate(stored)}
     used = sorted(wanted, key=lambda name: order[found[name]])
     return tuple((wanted[name], stored[found[name]]) for name in used), tuple(sorted(besides))
+
+
+def _check_heads(
+    folder: Path, tensors: tuple[tuple[names.Tensor, Stored], ...], heads: Mapping[str, Stored]
+) -> None:
+    """A head that is not used must be the bits of the matrix that is: dropping another is another model."""
+    used = {tensor.slots[0].path: (tensor.name, stored) for tensor, stored in tensors}
+    for name, stored in heads.items():
+        instead, there = used["head" if "head" in used else "embedding"]
+        if _same_bytes(stored, there):
+            continue
+        remedy = "remove the one that is not the head"
+        if "head" not in used:
+            remedy = (
+                "config.json asks for one matrix as both (tie_word_embeddings): set tie_word_embeddings to "
+                "false to keep the head, or remove the tensor"
+            )
+        raise CheckpointError(f"{folder}: {name} differs from {instead}; {remedy}")
+
+
+def _same_bytes(first: Stored, second: Stored) -> bool:
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    for at in range(0, first.nbytes, PIECE_BYTES):
+        size = min(PIECE_BYTES, first.nbytes - at)
+        one, other = (
+            read_tensor(
+                Stored(file=s.file, start=s.start + at, dtype=np.dtype(np.uint8), shape=(size,))
+            )
+            for s in (first, second)
+        )
+        if not np.array_equal(one, other):
+            return False
+    return True
+
+
+def not_finite(source: Source) -> list[str]:
+    """Names of tensors with a NaN or an infinite value; reads the files."""
+    return [
+        tensor.name
+        for (tensor, _), value in _read_ahead(source, reuse=True)
+        if not np.isfinite(value).all()
+    ]
 
 
 def _some(found: list[str]) -> str:

@@ -220,6 +220,9 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
 }  # fmt: skip
 
+# what a head is called, of any family
+HEADS = {row.name for rows in ROWS.values() for row in rows if row.paths == ("head",)}
+
 # what names of saves of the model without its head lack in front; "model." where it is not said
 PREFIX = {
     **dict.fromkeys(("gpt2", "gpt_bigcode", "gptj", "bloom", "falcon", "mpt"), "transformer."),

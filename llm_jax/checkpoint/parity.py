@@ -28,7 +28,8 @@ def compare_logits(ours_NV: np.ndarray, theirs_NV: np.ndarray) -> dict[str, floa
     return {
         "places": len(ours),
         "max_absolute": difference,
-        "max_relative": difference / scale if scale else math.inf,
+        # a model of zeros has logits of zeros
+        "max_relative": difference / scale if scale else (math.inf if difference else 0.0),
         "largest_logit": scale,
         "kl_mean": float(kl_N.mean()),
         "kl_max": float(kl_N.max()),

@@ -44,6 +44,8 @@ def find_checkpoint(model: str | os.PathLike[str], step: int = -1) -> Path:
     Raises:
       CheckpointError: the folder is none of these, or has no such step.
     """
+    if step < -1:
+        raise CheckpointError(f"step={step} must be 0 or above, or -1 for the newest checkpoint")
     folder = Path(model)
     if not folder.exists():
         raise CheckpointError(

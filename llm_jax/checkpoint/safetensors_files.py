@@ -28,6 +28,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # the library's own limit
 MAX_INDEX = 256 << 20
+LFS_POINTER = b"version "  # as a size of a header 7e17 bytes, so no header starts so
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 DTYPES: dict[str, np.dtype] = {
@@ -169,7 +170,12 @@ def _read_header(path: Path) -> dict[str, Stored]:
     """The tensors of one file in the order of their bytes."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if start == LFS_POINTER:
+            raise CheckpointError(
+                f"{path}: is a pointer of Git LFS, not the file itself; run git lfs pull in its folder"
+            )
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise CheckpointError(
                 f"{path}: says that its header has {length:,} bytes, but the file has {size:,} and a header "

@@ -1,5 +1,6 @@
 """The waist of the model: functions on plain nested dicts. Nothing outside model/ sees a module."""
 
+import functools
 import math
 from typing import Any
 
@@ -102,13 +103,17 @@ def abstract_params(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
+@functools.cache
 def count_params(config: ModelConfig) -> int:
     """Number of parameters, embeddings included."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
 
 
+@functools.cache  # a search of meshes asks hundreds of times, and tracing a model takes 30 ms
 def count_adapters(config: ModelConfig) -> int:
     """Number of parameters in adapters."""
+    if not config.lora.rank:
+        return 0
     adapters = jax.tree.leaves(adapters_of(abstract_params(config)))
     return sum(math.prod(leaf.shape) for leaf in adapters)
 

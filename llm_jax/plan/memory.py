@@ -38,7 +38,7 @@ class Memory(NamedTuple):
     batch: int
     gradients: int  # float32, as parameters lie; twice where micro-batches are added up
     activations: int  # what forward keeps for backward
-    casts: int  # the layers' matrices in the dtype of the products
+    casts: int  # matrices in the dtype of the products, made once: the layers', and gathered ones
     layer: int  # one layer's backward: its gathered matrices, activations, their gradients
     loss: int  # head, its gradient before it is scattered, a tile of logits
     total: int  # of the worst moment
@@ -65,14 +65,20 @@ def estimate_memory(request: Request, topology: Topology) -> Memory:
     itemsize = jnp.dtype(model.dtype).itemsize
     matrices = matrices_of(model, sizes)
     casts = matrices.sharded * itemsize if model.dtype != model.param_dtype else 0
+    # XLA gathers an embedding and a head that are not trained once, before the loop over micro-batches
+    ends = (1 if model.tied_embeddings else 2) * model.vocab_size // share * model.embed_dim
+    gathered = ends * itemsize if micro > 1 and sizes["fsdp"] > 1 else 0
+    frozen = 0 if trains_ends(request) else gathered
+    if request.has_reference:
+        parameters += _parameters(without_adapters({}, model)[1], mesh)
+        casts, frozen = 2 * casts, frozen + gathered
+    casts += frozen
     gradients = trained * (2 if micro > 1 else 1)
     layer = int(WORKING[chip.platform] * rows * kept.layer) + matrices.one_layer * itemsize
     loss = rows * kept.others + _loss(request, rows * tokens, sizes)
     backward = gradients + casts + activations + layer
     at_loss = (gradients if micro > 1 else 0) + casts + activations + loss
     batch = 5 * 4 * rows * tokens * micro
-    if request.has_reference:
-        parameters += _parameters(without_adapters({}, model)[1], mesh)
     always = parameters + optimizer + batch
     return Memory(
         parameters, optimizer, batch, gradients, activations, casts, layer, loss,
@@ -94,6 +100,11 @@ def _shapes(
         (jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, names, x.dtype.itemsize)
         for (path, x), names in zip(leaves, axes, strict=True)
     ]
+
+
+def trains_ends(request: Request) -> bool:
+    """Whether any row of embedding or head is trained."""
+    return request.trainable.leaves == "all" or request.trainable.first_row > 0
 
 
 def state_bytes(request: Request) -> int:
@@ -221,7 +232,6 @@ def _loss(request: Request, tokens: int, sizes: dict[str, int]) -> int:
     V, D = model.vocab_size // sizes["tensor"], model.embed_dim
     itemsize = jnp.dtype(model.dtype).itemsize
     t = tile_rows(tokens, V)
-    trained = {what for what, *_ in _shapes(model, request.trainable)}
     head = D * V * itemsize
-    gradient = D * V * 4 if trained & {"head", "embedding"} else 0
+    gradient = D * V * 4 if trains_ends(request) else 0
     return head + gradient + 2 * t * V * 4 + 2 * tokens * D * itemsize

@@ -45,7 +45,7 @@ def estimate_time(
     """Reads memory and traffic as the estimates made of the same request."""
     model = request.model
     products, attention = _flops(request)
-    forward = products / _passes(model)
+    forward = 2.0 * request.tokens * sum(_multiplied(model))
     again_products = again_attention = 0.0
     if model.remat == "full":
         # neither the head nor a layer's last product, which backward has no use for
@@ -97,18 +97,26 @@ def _time(
 
 
 def _flops(request: Request) -> tuple[float, float]:
-    """Of one step, forward and backward: products with weights, and attention."""
-    model = request.model
+    """Of one step, forward and backward: products with weights, and attention.
+
+    A token meets a weight forward, for the gradient of the input, and for that of the weight if it is trained.
+    """
+    model, trained = request.model, request.trainable
+    layers, head = _multiplied(model)
+    all_trained = 2.0 * (2 if model.lora.rank else 3) * (layers + head)  # as flops_per_token has it
+    attention = flops_per_token(model, request.seq_len) - all_trained
+    whole, rows = trained.leaves == "all", trained.first_row > 0
+    products = 2.0 * (
+        layers * (2 + (whole or trained.leaves == "body")) + head * (2 + (whole or rows))
+    )
+    return products * request.tokens, attention * request.tokens
+
+
+def _multiplied(model: ModelConfig) -> tuple[int, int]:
+    """Weights that a token is multiplied with: of all layers, adapters left out, and of the head."""
     whole = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1}
-    weights = matrices_of(model, whole).one_layer * model.num_layers - count_adapters(model)
-    multiplied = weights + model.embed_dim * model.vocab_size
-    products = 2.0 * _passes(model) * multiplied * request.tokens
-    return products, flops_per_token(model, request.seq_len) * request.tokens - products
-
-
-def _passes(model: ModelConfig) -> int:
-    """How often a token meets a weight: forward, for the gradient of the input, and of the weight if it is trained."""
-    return 2 if model.lora.rank else 3
+    layers = matrices_of(model, whole).one_layer * model.num_layers - count_adapters(model)
+    return layers, model.embed_dim * model.vocab_size
 
 
 def _seconds(request: Request, topology: Topology, one: Exchange) -> float:

@@ -29,18 +29,22 @@ def search(request: Request, topology: Topology) -> list[Estimate]:
     room = topology.usable * (1 - SPARE)
     fitting: list[Estimate] = []
     least: Estimate | None = None
-    for mesh in meshes(topology):
+    for mesh in meshes(topology, request.mesh.context):
         for tried in _ways(dataclasses.replace(request, mesh=mesh), topology):
             found = estimate(tried, topology)
             if least is None or found.memory.total < least.memory.total:
                 least = found
             if found.memory.total <= room:
                 fitting.append(found)
+    if least is None:
+        raise ConfigError(
+            f"topology={topology.name!r}: no mesh suits the run; {_refusal(request, topology)}"
+        )
     if not fitting:
-        needs = f"at least {least.memory.total / 2**30:.1f} GiB" if least else "another batch"
         raise ConfigError(
             f"topology={topology.name!r}: no mesh, micro-batch and remat fits {room / 2**30:.1f} GiB a "
-            f"device; step.batch_size={request.step.batch_size} needs {needs}: use more devices"
+            f"device; step.batch_size={request.step.batch_size} needs at least "
+            f"{least.memory.total / 2**30:.1f} GiB: use more devices"
         )
     return sorted(fitting, key=_order)
 
@@ -52,14 +56,37 @@ def _order(candidate: Estimate) -> tuple[float, ...]:
     return (round(math.log(candidate.time.seconds), 2), *splits, -mesh.fsdp)
 
 
-def meshes(topology: Topology) -> Iterator[MeshConfig]:
-    """All splits over data, fsdp and tensor; tensor no further than eight devices of one island."""
-    inside = topology.devices // topology.islands
+def _refusal(request: Request, topology: Topology) -> str:
+    """Why not even the plainest mesh suits."""
+    mesh = next(meshes(topology, request.mesh.context), None)
+    if mesh is None:
+        inside = topology.devices // topology.islands
+        return (
+            f"mesh.context={request.mesh.context} must divide {inside}, the devices of one island"
+        )
+    step = dataclasses.replace(request.step, micro_batches=1)
+    try:
+        dataclasses.replace(request, mesh=mesh, step=step).check(topology)
+    except ConfigError as error:
+        return str(error)
+    raise AssertionError("it was among those that were tried")
+
+
+def meshes(topology: Topology, context: int = 1) -> Iterator[MeshConfig]:
+    """All splits over data, fsdp and tensor; tensor no further than eight devices of one island.
+
+    `context` stays as it was stated: only who knows the documents can say what it is worth.
+    """
+    inside, rest = divmod(topology.devices // topology.islands, context)
+    if rest:
+        return
     for tensor in (1, 2, 4, 8):
         for fsdp in range(1, inside + 1):
             if inside % (tensor * fsdp) == 0:
                 data = inside // (tensor * fsdp)
-                yield MeshConfig(data=data, fsdp=fsdp, tensor=tensor, dcn_data=topology.islands)
+                yield MeshConfig(
+                    data=data, fsdp=fsdp, tensor=tensor, dcn_data=topology.islands, context=context
+                )
 
 
 def _ways(request: Request, topology: Topology) -> Iterator[Request]:

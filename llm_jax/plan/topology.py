@@ -59,7 +59,7 @@ class Topology:
         if self.chip.platform == "cpu":
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / self.devices
         if self.chip.platform == "gpu":
-            share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or share)
+            share = memory_fraction() or share
         return self.chip.memory * share
 
     @property
@@ -68,6 +68,25 @@ class Topology:
         at = self.chip.closes_at
         is_open = bool(at) and any(side % at for side in self.sides)
         return self.chip.link_bandwidth / (2 if is_open else 1)
+
+
+def memory_fraction() -> float:
+    """What XLA is told to take of a GPU's memory; 0: nothing is said. Raises ConfigError."""
+    text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "")
+    try:
+        share = float(text or 0)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 2:  # above 1 XLA takes managed memory
+        raise ConfigError(
+            f"XLA_PYTHON_CLIENT_MEM_FRACTION={text!r} must be a share of the memory such as 0.9; unset it for jax's own"
+        )
+    return share
+
+
+def _is_side(side: int, dimensions: int) -> bool:
+    """Whether slices have such a side: those of v5e and v6e are flat, the others made of cubes of 4."""
+    return side in (1, 2, 4, 8, 16) if dimensions == 2 else side in (1, 2) or side % 4 == 0
 
 
 def parse_topology(name: str) -> Topology:
@@ -89,6 +108,11 @@ def parse_topology(name: str) -> Topology:
     if slices < 1 or (slices > 1 and chip.platform != "tpu"):
         raise ConfigError(f"topology={name!r}: only TPUs come in slices, 1 or more of them")
     sides = tuple(int(side) for side in found[3].split("x"))
+    if chip.platform == "tpu" and not all(_is_side(side, len(sides)) for side in sides):
+        rule = "1, 2, 4, 8 or 16" if len(sides) == 2 else "1, 2 or a multiple of 4"
+        raise ConfigError(
+            f"topology={name!r}: the sides of a slice of {generation} are {rule}, as in {FORMS[generation]}"
+        )
     if chip.slice_of and math.prod(sides) > chip.slice_of:
         raise ConfigError(
             f"topology={name!r}: a slice of {generation} has at most {chip.slice_of} chips, these are "

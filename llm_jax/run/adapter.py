@@ -11,7 +11,7 @@ import numpy as np
 
 from llm_jax.config import to_dict
 from llm_jax.errors import ConfigError
-from llm_jax.run.import_model import PARITY, making
+from llm_jax.run.import_model import PARITY
 
 if TYPE_CHECKING:
     from llm_jax.api import Model
@@ -28,7 +28,7 @@ def export_adapter(model: "Model", out: Path) -> "Report":
     Raises:
       ConfigError: it has none, other parameters were trained besides, or `out` exists.
     """
-    from llm_jax.checkpoint import read_meta, write_json_atomic
+    from llm_jax.checkpoint import making, read_meta, write_json_atomic
     from llm_jax.checkpoint.adapter import read_adapter, write_adapter
     from llm_jax.checkpoint.hf_export import choose_family
     from llm_jax.checkpoint.parity import Report
@@ -68,7 +68,7 @@ def import_adapter(folder: Path, base: str, out: Path) -> "Report":
     import jax.numpy as jnp
 
     from llm_jax import load
-    from llm_jax.checkpoint import inspect, read_meta, save_model, write_json_atomic
+    from llm_jax.checkpoint import inspect, making, read_meta, write_json_atomic, write_model
     from llm_jax.checkpoint.adapter import read_adapter
     from llm_jax.checkpoint.hf_export import choose_family
     from llm_jax.checkpoint.parity import Report
@@ -89,7 +89,7 @@ def import_adapter(folder: Path, base: str, out: Path) -> "Report":
             "source": {"folder": model.path, "adapter": folder.name},
         }  # fmt: skip
         files = model.own_tokenizer.files if model.own_tokenizer else {}
-        save_model(partial, join(model.params, {"layers": adapters}), made, files)
+        write_model(partial, out, join(model.params, {"layers": adapters}), made, files)
         for found in inspect(partial):
             report.require("round_trip", not found.problem, f"{found.item}: {found.problem}")
         report.passed("round_trip", bitwise=True)

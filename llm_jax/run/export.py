@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from llm_jax.errors import ConfigError
 from llm_jax.run import cli
 from llm_jax.run.adapter import export_adapter
-from llm_jax.run.import_model import PARITY, making, require_room, tell
+from llm_jax.run.import_model import PARITY, require_room, tell
 from llm_jax.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a conversion needs memory, not an accelerator
 
     from llm_jax import load
+    from llm_jax.checkpoint import check_new
     from llm_jax.checkpoint.hf_export import ExportConfig
 
     settings = ExportConfig(dtype=words.dtype, max_shard_bytes=parse_size(words.max_shard_size))
-    if words.out.exists():
-        raise ConfigError(f"{words.out} exists already; choose another folder, or remove it first")
+    check_new(words.out)
     model = load(words.model, words.step)
     if words.adapter:
         for option in ("dtype", "no_tokenizer", "no_logits"):
@@ -71,9 +71,9 @@ def main(argv: list[str]) -> None:
 
 def parse_size(text: str) -> int:
     """`5GB` in bytes. Raises ConfigError."""
-    found = re.fullmatch(r"(\d+)\s*([KMG]B|)", text.strip().upper())
+    found = re.fullmatch(r"([0-9]{1,15})\s*([KMG]B|)", text.strip().upper())
     if not found or not int(found[1]):
-        raise ConfigError(f"--max-shard-size={text!r} must be a size such as 5GB or 500MB")
+        raise ConfigError(f"--max-shard-size={text[:40]!r} must be a size such as 5GB or 500MB")
     return int(found[1]) * UNITS[found[2]]
 
 
@@ -97,7 +97,7 @@ def export_model(
     Raises:
       CheckpointError, ConfigError, DataError: it cannot be exported, or a check failed; `out` is not there.
     """
-    from llm_jax.checkpoint import read_meta, write_json_atomic
+    from llm_jax.checkpoint import making, read_meta, write_json_atomic
     from llm_jax.checkpoint.hf_export import choose_family, trimmed, write_weights
     from llm_jax.checkpoint.parity import Report
     from llm_jax.model import count_params, families
@@ -168,7 +168,9 @@ def _check(
     report.passed("round_trip", bitwise=exact, tensors=len(again.tensors))
     _check_tokenizer(report, model.own_tokenizer, partial, files, facts)
     round_to = "" if exact else again.dtypes[0]
-    gate.check_model(report, model.config, lambda: as_written(model, round_to), partial, skip=skip)
+    gate.check_model(
+        report, model.config, lambda: as_written(model, round_to), partial, ours=True, skip=skip
+    )
 
 
 def as_written(model: "Model", dtype: str) -> "Model":

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.api import Model
+from llm_jax.checkpoint.hf_import import not_finite, open_source
 from llm_jax.checkpoint.parity import MAX_RELATIVE, Report, compare_logits
 from llm_jax.model import ModelConfig, Params, count_params, forward, init_cache
 from llm_jax.run import transformers_side
@@ -48,6 +49,7 @@ def check_model(
     load: Callable[[], Model],
     folder: Path,
     *,
+    ours: bool,
     skip: str = "",
     round_to: str = "",
 ) -> None:
@@ -58,6 +60,8 @@ def check_model(
       config: of ours.
       load: gives ours, with the parameters that the folder holds or gave; called if there is memory.
       folder: a Hugging Face folder.
+      ours: whether we wrote the folder. Then transformers must be able to load and run it; a folder of
+        others may be beyond the version that is installed.
       skip: why not; empty: do it.
       round_to: dtype that ours were rounded to.
     """
@@ -74,8 +78,13 @@ def check_model(
     if absent:
         report.not_run("logits", absent)
     else:
-        _check_logits(report, exact, transformers_side.TheirModel(folder, round_to))
-    _measure(report, exact)
+        try:
+            theirs = transformers_side.TheirModel(folder, round_to)
+            _check_logits(report, exact, theirs, folder)
+        except transformers_side.TheirError as error:
+            report.require("logits", not ours, str(error))
+            report.not_run("logits", str(error))
+    _measure(report, exact, folder)
 
 
 def too_large(config: ModelConfig) -> str:
@@ -105,7 +114,9 @@ def probe_rows(config: ModelConfig, tokenizer: Tokenizer | None, rows: int) -> l
     return [*(ids[:length] for ids in texts), drawn]
 
 
-def _check_logits(report: Report, model: Model, theirs: transformers_side.TheirModel) -> None:
+def _check_logits(
+    report: Report, model: Model, theirs: transformers_side.TheirModel, folder: Path
+) -> None:
     report.require(
         "logits", not theirs.missing, f"transformers finds no weights for {theirs.missing[:3]}"
     )
@@ -114,7 +125,10 @@ def _check_logits(report: Report, model: Model, theirs: transformers_side.TheirM
     rows = probe_rows(model.config, tokenizer, size)
     ours_NV = np.concatenate([_logits(model.params, model.config, ids) for ids in rows])
     theirs_NV = np.concatenate([theirs.logits(ids) for ids in rows])
-    numbers = compare_logits(ours_NV[:, : theirs_NV.shape[1]], theirs_NV)
+    ours_NV = ours_NV[:, : theirs_NV.shape[1]]
+    finite = bool(np.isfinite(ours_NV).all() and np.isfinite(theirs_NV).all())
+    report.require("logits", finite, "" if finite else f"they are not finite: {_blame(folder)}")
+    numbers = compare_logits(ours_NV, theirs_NV)
     report.require(
         "logits",
         numbers["max_relative"] <= MAX_RELATIVE,
@@ -179,7 +193,16 @@ def _forward(params: Params, config: ModelConfig, row: Any, positions: Any, cach
     return forward(params, config, row, positions, jnp.ones_like(row), cache)
 
 
-def _measure(report: Report, model: Model) -> None:
+def _blame(folder: Path) -> str:
+    """What the weights of a folder have to do with numbers that are not finite."""
+    found = not_finite(open_source(folder))
+    if not found:
+        return "every weight is, so activations overflow; look for a wrong number in config.json"
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{found[0]}{more} holds NaN or infinite values; get another copy of the model"
+
+
+def _measure(report: Report, model: Model, folder: Path) -> None:
     """Bits per character, beside those of guessing ids at random."""
     if not model.has_tokenizer:
         report.not_run("bits_per_character", "the model has no tokenizer")
@@ -188,11 +211,9 @@ def _measure(report: Report, model: Model) -> None:
     facts = {}
     for name, score in zip(texts, model.score(list(texts.values())), strict=True):
         uniform = score.tokens * math.log2(model.tokenizer.vocab_size) / score.characters
-        report.require(
-            "bits_per_character",
-            math.isfinite(score.bits_per_character),
-            f"{name} has {score.bits_per_character} bits per character",
-        )
+        finite = math.isfinite(score.bits_per_character)
+        told = "" if finite else f"those of {name} are not finite: {_blame(folder)}"
+        report.require("bits_per_character", finite, told)
         facts[name] = {"bits_per_character": score.bits_per_character, "uniform": uniform}
     report.passed("bits_per_character", **facts)
 
@@ -208,14 +229,13 @@ def check_their_tokenizer(
     absent = transformers_side.missing("transformers")
     if absent:
         return {"transformers": {"status": "not run", "why": absent}}
+    probes = probe.texts(tokenizer)
     try:
         theirs = transformers_side.TheirTokenizer(folder)
-    except Exception as error:  # whatever transformers raises
-        why = " ".join(f"transformers cannot load it: {type(error).__name__}: {error}".split())
-        report.require("tokenizer", not ours, why[:300])
-        return {"transformers": {"status": "not run", "why": why[:300]}}
-    probes = probe.texts(tokenizer)
-    wrong = [text for text in probes if tokenizer.encode(text) != theirs.encode(text)]
+        wrong = [text for text in probes if tokenizer.encode(text) != theirs.encode(text)]
+    except transformers_side.TheirError as error:
+        report.require("tokenizer", not ours, str(error))
+        return {"transformers": {"status": "not run", "why": str(error)}}
     if wrong:
         first = wrong[0]
         told = (

@@ -10,7 +10,6 @@ import gc
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokeni
             "chat_template.jinja", "vocab.json", "merges.txt"]  # fmt: skip
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PARITY = "parity.json"
+SPARE = 64 << 20  # bytes of disk for the tokenizer, records and what else is written meanwhile
 
 
 def main(argv: list[str]) -> None:
@@ -53,6 +53,15 @@ def main(argv: list[str]) -> None:
     )
     words = parser.parse_args(argv)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # a conversion needs memory, not an accelerator
+
+    from llm_jax.checkpoint import check_new
+    from llm_jax.checkpoint.hf_import import PARAM_DTYPES
+
+    if words.param_dtype and words.param_dtype not in PARAM_DTYPES:
+        raise ConfigError(
+            f"--param-dtype={words.param_dtype!r} must be one of {', '.join(PARAM_DTYPES)}"
+        )
+    check_new(words.out)  # before anything is fetched
     if words.adapter:
         for option in ("param_dtype", "no_tokenizer", "no_logits"):
             if vars(words)[option]:
@@ -88,13 +97,15 @@ def import_model(
     Raises:
       CheckpointError, ConfigError, DataError: it cannot be imported, or a check failed; `out` is not there.
     """
-    from llm_jax.checkpoint import save_model
+    from llm_jax.checkpoint import making, write_model
     from llm_jax.checkpoint.hf_import import differences, digests, open_source, read_params
+    from llm_jax.model import count_params
 
     with making(out) as partial:
         source = open_source(folder, param_dtype)
         tokenizer, files = _tokenizer(source, with_tokenizer)
-        require_room(out, sum(stored.nbytes for _, stored in source.tensors))
+        width = 4 if source.config.param_dtype == "float32" else 2
+        require_room(out, count_params(source.config) * width)
         meta = _meta(source, tokenizer)
         report = _new_report(source)
         with ThreadPoolExecutor(1) as pool:  # hashing leaves Python free to do the rest
@@ -104,7 +115,7 @@ def import_model(
         meta["source"]["files"] = hashes.result()
         report.require("round_trip", not wrong, f"{wrong[:3]} differ from the files")
         return_memory()
-        save_model(partial, params, meta, files)
+        write_model(partial, out, params, meta, files)
         del params  # what was written is read again: never two copies in memory
         return_memory()
         _check(report, source, tokenizer, partial, skip)
@@ -175,7 +186,13 @@ def _check(
     _check_tokenizer(report, source, tokenizer, partial)
     round_to = source.config.param_dtype if source.rounded else ""
     gate.check_model(
-        report, source.config, lambda: load(partial), source.folder, skip=skip, round_to=round_to
+        report,
+        source.config,
+        lambda: load(partial),
+        source.folder,
+        ours=False,
+        skip=skip,
+        round_to=round_to,
     )
 
 
@@ -220,34 +237,18 @@ def _check_tokenizer(
     report.passed("special_tokens", said=said, disagree=hf_files.disagreements(said))
 
 
-@contextlib.contextmanager
-def making(out: Path) -> Iterator[Path]:
-    """A folder's place to be made in: renamed to `out` at the end, or removed.
-
-    Raises ConfigError if `out` is there already.
-    """
-    out = out.absolute()
-    if out.exists():
-        raise ConfigError(f"{out} exists already; choose another folder, or remove it first")
-    partial = out.with_name(f"{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        os.rename(partial, out)
-    except BaseException:
-        for debris in out.parent.glob(f"{out.name}.partial*"):
-            shutil.rmtree(debris, ignore_errors=True)
-        raise
-
-
 def require_room(out: Path, size: int) -> None:
     """Raises ConfigError unless the disk has room for `size` bytes and a little more."""
     free = shutil.disk_usage(out.absolute().parent).free
-    if free < 1.05 * size + (64 << 20):
+    needed = int(1.05 * size) + SPARE
+    if free < needed:
         raise ConfigError(
-            f"{out}: {free / 1e9:.1f} GB free on the disk, {size / 1e9:.1f} GB needed; free some space"
+            f"{out}: {_size(free)} free on the disk, {_size(needed)} needed; free some space"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _write(folder: Path, report: "Report") -> None:
@@ -281,6 +282,10 @@ def local_folder(source: str) -> Path:
 
     Raises ConfigError if it is neither, or cannot be fetched.
     """
+    if not source:
+        raise ConfigError(
+            "HF_DIR is empty; give a Hugging Face model folder or a name such as org/model"
+        )
     if Path(source).exists():
         return Path(source)
     if not NAME.fullmatch(source):

@@ -262,6 +262,15 @@ def write_json(path: Path, answer: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
+def check_output(name: str) -> None:
+    """Now, not after minutes of compiling. Raises ConfigError if no file of the name can be written."""
+    path = Path(name).absolute()
+    if not path.parent.is_dir():
+        raise ConfigError(f"--json {name}: there is no folder {path.parent}")
+    if name and path.is_dir():
+        raise ConfigError(f"--json {name}: is a folder; name a file, as in --json plan.json")
+
+
 def main(argv: list[str]) -> None:
     """The command."""
     parser = cli.Parser(
@@ -287,9 +296,7 @@ def main(argv: list[str]) -> None:
     known, rest = parser.parse_known_args(argv)
     jax.config.update("jax_platforms", "cpu")  # a plan must not take an accelerator that is at work
     topology = parse_topology(known.topology)
-    folder = Path(known.json).absolute().parent
-    if not folder.is_dir():  # now, not after minutes of compiling
-        raise ConfigError(f"--json {known.json}: there is no folder {folder}")
+    check_output(known.json)
     config = config_files.load(known.config, KINDS, rest)
     answer = plan(config, topology, Console(), fast=known.fast, searching=known.search)
     if known.json:

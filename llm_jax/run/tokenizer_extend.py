@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,9 +192,8 @@ def _write(folder: Path, extension: Extension, record: dict, identity: audit.Ide
     """All files into a folder beside `folder`, which then takes its name."""
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial")
-    if partial.exists():
-        shutil.rmtree(partial)
+    work = Path(tempfile.mkdtemp(prefix=f"{folder.name[:40]}.unfinished-", dir=folder.parent))
+    partial = work / "tokenizer"  # inside: a folder of mkdtemp is closed to other users
     try:
         extension.tokenizer.save(partial)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
@@ -204,9 +204,8 @@ def _write(folder: Path, extension: Extension, record: dict, identity: audit.Ide
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _report(

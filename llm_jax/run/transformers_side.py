@@ -27,9 +27,13 @@ def missing(*packages: str) -> str:
     return f"{absent[0]} is not installed" if absent else ""
 
 
+class TheirError(Exception):
+    """Whatever transformers or torch raised, in one line: `transformers cannot load it: Type: message`."""
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """transformers, with nothing but errors on the terminal."""
+def _quiet(doing: str = "run") -> Iterator[Any]:
+    """transformers, with nothing but errors on the terminal. Raises TheirError for whatever it raises."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     level = logging.root.manager.disable
@@ -41,6 +45,9 @@ def _quiet() -> Iterator[Any]:
 
             transformers.utils.logging.disable_progress_bar()
             yield transformers
+        except Exception as error:
+            text = f"transformers cannot {doing} it: {type(error).__name__}: {error}"
+            raise TheirError(" ".join(text.split())[:300]) from error
         finally:
             logging.disable(level)
 
@@ -49,8 +56,8 @@ class TheirTokenizer:
     """AutoTokenizer of a folder."""
 
     def __init__(self, folder: Path):
-        """Loads it; raises whatever transformers raises."""
-        with _quiet() as transformers:
+        """Loads it. Raises TheirError."""
+        with _quiet("load") as transformers:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL)
 
     def encode(self, text: str) -> list[int]:
@@ -72,14 +79,14 @@ class TheirModel:
     """AutoModelForCausalLM of a folder, in float32."""
 
     def __init__(self, folder: Path, round_to: str = ""):
-        """Loads it; raises whatever transformers raises.
+        """Loads it. Raises TheirError, as its methods do.
 
         `round_to`: a dtype that every parameter is rounded to first, as ours were.
         """
         import torch
 
         family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-        with _quiet() as transformers:
+        with _quiet("load") as transformers:
             model, info = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.float32,

@@ -31,6 +31,7 @@ FILES = {
     "shorter than its header": (file_of({}, size=999), "truncated or no safetensors"),
     "header beyond the cap": (file_of({}, size=MAX_HEADER + 1), "truncated or no safetensors"),
     "header of 2^63": (file_of({}, size=1 << 63), "truncated or no safetensors"),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
     "header that is no JSON": (file_of(b"{'a': 1}"), "not valid JSON"),
     "header that is no UTF-8": (file_of(b"\xff\xfe"), "not valid JSON"),
     "header nested too deep": (file_of(b"[" * 100_000), "not valid JSON"),

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from llm_jax.errors import ConfigError
-from llm_jax.model import count_params
+from llm_jax.model import Lora, count_params
 from llm_jax.plan import compile_apart, estimate, parse_topology
 from llm_jax.plan.chips import CHIPS
 from llm_jax.plan.memory import estimate_memory, kept_for_backward, matrices_of, share_of_one
 from llm_jax.sharding import MeshConfig
-from llm_jax.train import make_optimizer
+from llm_jax.train import Trainable, make_optimizer
 from llm_jax.train.state import abstract_state
 from tests.plan.requests import LLAMA_2_7B, SMALL, ask
 from tests.tiny import FAMILIES
@@ -125,6 +125,16 @@ SLOW = pytest.mark.slow
         pytest.param(
             ask(remat="full", num_layers=12, mesh=MeshConfig(data=2, fsdp=2, tensor=2)),
             id="tensor",
+            marks=SLOW,
+        ),
+        pytest.param(
+            dataclasses.replace(ask(lora=Lora(rank=8)), trainable=Trainable("adapters")),
+            id="adapters",
+        ),
+        pytest.param(dataclasses.replace(ask(remat="full"), method="dpo"), id="dpo", marks=SLOW),
+        pytest.param(
+            dataclasses.replace(ask(remat="full", micro_batches=4), trainable=Trainable("body")),
+            id="body",
             marks=SLOW,
         ),
     ],

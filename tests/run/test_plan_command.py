@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.plan.requests import LLAMA_2_7B, ask
 from tests.test_configs import FOLDER
 
 B7 = str(FOLDER / "pretrain_7b_tpu.py")
+TUNING = Path(__file__).parent / "tiny_instruct.py"
 
 
 @pytest.fixture
@@ -114,6 +116,14 @@ def test_a_refusal_is_in_the_compilers_words_with_what_it_needs(words, needed, o
             "mlp=11000 must be a multiple of mesh.tensor=16",
         ),
         (("--topology", "v5e:4x4", "--json", "none/x.json"), "there is no folder"),
+        (("--topology", "v5e:4x4", "--json", "."), "--json .: is a folder"),
+        (("--topology", "v5e:3x5"), "sides of a slice of v5e are 1, 2, 4, 8 or 16"),
+        (("--topology", "v5p:2x2x3"), "1, 2 or a multiple of 4"),
+        (("--topology", "cpu:7", "--search"), "no mesh suits the run; step.batch_size: batch="),
+        (
+            ("--topology", "v5e:4x4", "--search", "--mesh.context", "3"),
+            "mesh.context=3 must divide 16",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(run, words, message, tmp_path):
@@ -122,6 +132,32 @@ def test_a_mistake_is_one_line(run, words, message, tmp_path):
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_share_of_a_gpus_memory_that_is_none_is_one_line(run, monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "most")
+    status, _, error = run(B7, "--topology", "h100:1x8", "--fast")
+    assert status == 2
+    assert error.startswith("error: XLA_PYTHON_CLIENT_MEM_FRACTION='most' must be a share")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "parameters, remat"),
+        (("--method", "dpo"), "parameters, and as many of a reference, remat"),
+        (("--model.lora.rank", "2"), "of them trained, remat"),
+        (("--model.lora.rank", "2", "--method", "dpo"), "of them trained, remat"),
+    ],
+)
+def test_a_tuning_run_is_planned_from_its_base_alone(run, tmp_path, base, words, told):
+    where = ("--topology", "cpu:4", "--fast", "--json", "plan.json", "--init-from", str(base))
+    status, out, error = run(str(TUNING), *where, *words)
+    assert status == 0, error
+    assert told in out
+    memory = json.loads((tmp_path / "plan.json").read_text())["estimate"]["memory"]
+    whole = "--model.lora.rank" not in words
+    assert (memory["optimizer"] >= memory["parameters"]) == whole, "moments of what is trained"
 
 
 def test_an_absent_compiler_is_named_with_what_to_install(run, monkeypatch):

@@ -1,14 +1,22 @@
 """Reads a config.json into a `ModelConfig`, writes one back, and finds a family for any config."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.config import nearest
 from llm_jax.errors import ConfigError
 from llm_jax.model.config import Alibi, Local, ModelConfig, RopeScaling
-from llm_jax.model.families.rules import NO_MATHS, Fields, find_pattern
-from llm_jax.model.families.table import FAMILIES
+from llm_jax.model.families.rules import NO_MATHS, Fields, Maybe, Number, find_pattern, refuse
+from llm_jax.model.families.table import FAMILIES, Family
+
+# ours -> the names that families have for it, where a rule of its own kind reads it
+ROTARY = {
+    "rope_theta": ("rotary_emb_base", "rope_theta"),
+    "rope_fraction": ("rotary_pct", "partial_rotary_factor", "rotary_dim"),
+    "rope_scaling": ("rope_scaling", "rope_parameters"),
+}
 
 
 def read(hf: Mapping[str, Any]) -> tuple[str, ModelConfig]:
@@ -24,11 +32,20 @@ def read(hf: Mapping[str, Any]) -> tuple[str, ModelConfig]:
             "if transformers' own class is meant, delete the field"
         )
     name = hf.get("model_type")
-    family = FAMILIES.get(name) if isinstance(name, str) else None
-    if family is None or not isinstance(name, str):
-        hint = nearest(name, list(FAMILIES)) if isinstance(name, str) else ""
+    if not isinstance(name, str):
+        raise refuse("model_type", name, "must be the name of a family, such as 'llama'")
+    family = FAMILIES.get(name)
+    if family is None:
         raise ConfigError(
-            f"config.json: model_type={name!r} is not a family this decoder covers; {hint}"
+            f"config.json: model_type={name!r} is not a family this decoder covers; "
+            f"{nearest(name, list(FAMILIES))}"
+        )
+    if hf.get("quantization_config") is not None:
+        raise refuse(
+            "quantization_config",
+            hf["quantization_config"],
+            "says that the weights are quantised, which is not supported; dequantise the model first "
+            "(model.dequantize() and model.save_pretrained(FOLDER) in transformers)",
         )
     known = {n for rule in family.rules for n in rule.names} | NO_MATHS | set(family.no_maths)
     for field, value in hf.items():
@@ -38,9 +55,30 @@ def read(hf: Mapping[str, Any]) -> tuple[str, ModelConfig]:
                 "maths; delete the field if it does not"
             )
     fields: Fields = dict(family.always)
-    for rule in family.rules:
-        fields.update(rule.read(hf, fields))
-    return name, ModelConfig(**fields)
+    try:
+        for rule in family.rules:
+            fields.update(rule.read(hf, fields))
+        return name, ModelConfig(**fields)
+    except ConfigError as error:
+        raise ConfigError(_in_their_words(str(error), family, hf)) from None
+
+
+def _in_their_words(told: str, family: Family, hf: Mapping[str, Any]) -> str:
+    """A message about `model.norm_eps` as one about `rms_norm_eps`, the name in this file."""
+    theirs = {r.field: r.names for r in family.rules if isinstance(r, Number | Maybe)}
+    names = [name for rule in family.rules for name in rule.names]
+    for field, some in ROTARY.items():
+        theirs[field] = tuple(name for name in some if name in names)
+
+    def spelled(found: re.Match[str]) -> str:
+        known = theirs.get(found[1])
+        return next((n for n in known if n in hf), known[0]) if known else found[0]
+
+    about_ours = told.startswith("model.")
+    told = re.sub(r"model\.(\w+)", spelled, told)
+    if hf.get("rope_scaling") and not hf.get("rope_parameters"):
+        told = told.replace("rope_parameters", "rope_scaling")
+    return f"config.json: {told}" if about_ours else told
 
 
 def write(family: str, config: ModelConfig) -> dict[str, Any]:

@@ -106,9 +106,14 @@ def read_scaling(said: Json, hf: Json, fields: Fields) -> RopeScaling:
     Raises:
       ConfigError: the kind or a field of it is not known, or a number is missing.
     """
-    kind = said.get("rope_type", said.get("type", "default"))
-    if kind not in FIELDS:
-        raise refuse("rope_type", kind, f"is not supported; it must be one of {', '.join(FIELDS)}")
+    name = "rope_type" if "rope_type" in said else "type"
+    kind = said.get(name, "default")
+    if not isinstance(kind, str) or kind not in FIELDS:
+        raise refuse(
+            f"rope_parameters.{name}",
+            kind,
+            f"is not supported; it must be one of {', '.join(FIELDS)}",
+        )
     for name, value in said.items():
         if name not in (*ALWAYS, *FIELDS[kind]) and value is not None:
             raise refuse(f"rope_parameters.{name}", value, f"is not known for rope_type={kind!r}")
