@@ -199,7 +199,7 @@ def batch_sharding(
       ConfigError: `batch_size`, or `seq_len` where it is given, does not divide over the mesh.
     """
     if seq_len is not None:
-        partition_spec(("time",), (seq_len,), mesh, "plan.seq_len")
+        partition_spec(("time",), (seq_len,), mesh, "data.seq_len")
     rows = partition_spec(("batch",), (batch_size,), mesh, "step.batch_size")
     return NamedSharding(mesh, PartitionSpec(*rows, *partition_spec(("time",), (0,), mesh)))
 

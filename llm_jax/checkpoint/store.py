@@ -247,9 +247,10 @@ class Store:
         if not damaged:
             raise CheckpointError(f"{self.folder} has no checkpoint to restore")
         reasons = "; ".join(damaged.values())
-        raise CheckpointError(
-            f"no good checkpoint in {self.folder}: {reasons}; restore a copy, or start a new run"
-        )
+        remedy = "restore a copy, or start a new run"
+        if damaged.keys() < set(steps):
+            remedy = "leave --step out to go on from the newest good one"
+        raise CheckpointError(f"no good checkpoint in {self.folder}: {reasons}; {remedy}")
 
     def _partial(self, step: int) -> Path:
         return self.folder / f"{step}.partial"

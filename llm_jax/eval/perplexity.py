@@ -148,7 +148,8 @@ class Evaluator:
         windows = plan_windows(ends, self.config.seq_len, self.config.stride)
         # one row holds a little text without padding it to the whole window
         needed = -(-int(windows.length.sum()) // 64) * 64
-        row_len = min(self.config.seq_len, needed)
+        # and is split evenly over the mesh: what is left of it is padding
+        row_len = self._shared_out("time", min(self.config.seq_len, needed))
         targets = np.concatenate([c.targets for c in self._corpora.values()])
         self._plan = RowPlan(ids, windows, row_len, targets)
         self._batch_size = self._rows_at_once(self._plan.num_rows)
@@ -156,8 +157,12 @@ class Evaluator:
     def _rows_at_once(self, num_rows: int) -> int:
         """The batch size: not much above the rows there are, and a multiple of the mesh's row shards."""
         needed = min(self.config.batch_size, 1 << (num_rows - 1).bit_length())
-        shards = 1 if self._mesh is None else math.prod(self._mesh.shape[a] for a in RULES["batch"])
-        return -(-needed // shards) * shards
+        return self._shared_out("batch", needed)
+
+    def _shared_out(self, axis: str, size: int) -> int:
+        """The size, or the next one that all shards of this axis on the mesh have the same part of."""
+        shards = 1 if self._mesh is None else math.prod(self._mesh.shape[a] for a in RULES[axis])
+        return -(-size // shards) * shards
 
     def evaluate(self, params: Params, stop: Callable[[], bool] = lambda: False) -> EvalResult:
         """Scores every source. Raises BrokenOffError as soon as `stop`, asked before every batch, says so."""

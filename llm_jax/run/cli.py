@@ -21,6 +21,9 @@ from llm_jax.config import nearest
 from llm_jax.errors import ConfigError, UnavailableError, UserError
 
 STOPPED = 130
+YEAR = (
+    31_536_000  # in seconds; libraries abort on times that do not fit into 64 bits of nanoseconds
+)
 UNAVAILABLE = 69  # EX_UNAVAILABLE of sysexits.h
 
 # verb -> (module in llm_jax.run, what it does); modules load only when called, so `--help` is instant
@@ -62,6 +65,22 @@ class Parser(argparse.ArgumentParser):
             options = [o for action in self._actions for o in action.option_strings]
             message += f"; {nearest(unknown[1].partition('=')[0], options)}"
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def seconds(text: str) -> float:
+    """The type of a flag that is a time, 0 included; argparse adds the flag's name to what is wrong."""
+    value = float(text)
+    if not 0 <= value <= YEAR:  # nan is not, either
+        raise argparse.ArgumentTypeError(f"{text} must be from 0 to {YEAR:,} seconds (a year)")
+    return value
+
+
+def some_seconds(text: str) -> float:
+    """The same without 0, in which nothing can happen."""
+    value = seconds(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 seconds")
+    return value
 
 
 def leave_out_absent_tpu() -> None:

@@ -62,7 +62,8 @@ class Stages(NamedTuple):
 
 
 def make_stages(parts: Parts, mesh: Mesh, optimizer: Any) -> Stages:
-    """Raises ConfigError if the model, the batch or the stages do not fit."""
+    """Raises ConfigError if the model, the batch, the length of its rows or the stages do not fit."""
+    batch_sharding(mesh, parts.step.batch_size, parts.plan.seq_len)
     first_size = parts.order.sizes[0][1]
     plan = plan_stages(
         parts.stages, parts.optimizer, parts.train.steps, parts.model, parts.first_new_row

@@ -3,11 +3,12 @@
 1. A roll call names the hosts that are missing. 2. Every host posts its facts in the store that JAX's
 coordinator keeps; process 0 compares them and prints what differs. 3. All devices add and gather known
 numbers, so that a broken link shows here. 4. With a CONFIG: the same data plan and tokenizer everywhere,
-and room for its checkpoints.
+a run folder that the run may begin or go on in, and room for its checkpoints.
 
 Exit status 0 if all is well, 2 if not, on every host; nothing waits longer than `--join-seconds` at a time.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,17 +28,20 @@ from jax._src import distributed  # the only door to the coordinator's store in 
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax import config as config_files
+from llm_jax.checkpoint.run_folder import CHECKPOINTS, numbered_folders
 from llm_jax.errors import ConfigError, UserError
 from llm_jax.run import cli, launch
-from llm_jax.run.course import make_stages, optimizer_of
+from llm_jax.run.course import optimizer_of
 from llm_jax.run.kinds import KINDS, RunConfig, parts_of
-from llm_jax.run.provenance import code_digest, record_of, versions
+from llm_jax.run.provenance import code_digest, nearest_there, record_of, versions
+from llm_jax.run.session import check_folder, fitted
 from llm_jax.sharding import make_mesh
 from llm_jax.tokenizer.base import digest
 
 ROOM = 1.2  # what `checkpoint.store` wants free, in sizes of a checkpoint
 SLACK = 10.0  # seconds that hosts may be apart from each other
 GRACE = 5.0  # seconds that process 0 waits for each of the others to leave
+COLLECTIVES = "collectives"  # the thread that computes with all devices
 LAST = 0.5  # seconds from saying that one leaves to having left
 
 
@@ -67,11 +72,15 @@ def config_facts(config: RunConfig) -> dict[str, Any]:
     parts = parts_of(config)
     record = record_of(parts, 0)
     mesh = make_mesh(config.mesh)
-    states = make_stages(parts, mesh, optimizer_of(parts)).states
-    size = max(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) for state in states)
-    folder = parts.folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
+    stages, _ = fitted(parts, mesh, optimizer_of(parts))
+    check_folder(parts)
+    size = max(
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) for state in stages.states
+    )
+    folder = nearest_there(parts.folder)
+    stay = config.checkpoint.keep_last + config.checkpoint.keep_best
+    # those that are there go as new ones come; a new one is whole before the first of them goes
+    more = max(0, stay * size - saved_bytes(parts.folder / CHECKPOINTS))
     return {
         "same": {
             "plan": record["plan_digest"][:12],
@@ -81,35 +90,45 @@ def config_facts(config: RunConfig) -> dict[str, Any]:
         },
         "own": {
             "free": shutil.disk_usage(folder).free,
-            "needed": int(
-                size * (ROOM + config.checkpoint.keep_last + config.checkpoint.keep_best)
-            ),
+            "needed": int(size * ROOM) + more,
             "folder": str(folder),
         },
     }
 
 
+def saved_bytes(checkpoints: Path) -> int:
+    """Of the checkpoints that are there; not of those set aside under other names, which nothing removes."""
+    total = 0
+    for step in numbered_folders(checkpoints):
+        for file in (checkpoints / str(step)).rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # the run is alive and removes old ones
+                total += file.lstat().st_size
+    return total
+
+
 def differences(facts: Mapping[int, Mapping[str, Any]]) -> list[str]:
-    """Where hosts are not as process 0 is, and what else would stop a run; a line each."""
-    found = []
-    first = facts[0]["same"]
+    """Where hosts are not as process 0 is, then what else would stop a run, which may come of it; a line each."""
+    unlike, problems = [], []
+    first = facts[0]
     for index, host in sorted(facts.items()):
         own = host["own"]
         who = f"process {index} on {own['host']}"
+        names = first["same"].keys() | host["same"].keys()
+        if first["own"]["problem"] or own["problem"]:  # which left out the facts of the config
+            names = first["same"].keys() & host["same"].keys()
+        for name in sorted(names, key=lambda name: (name != "devices", name)):
+            mine, other = host["same"].get(name, "none"), first["same"].get(name, "none")
+            if mine != other:
+                unlike.append(f"{who}: {name} is {mine}, process 0 has {other}")
         if own["problem"]:
-            found.append(f"{who}: {own['problem']}")
-            continue
-        for name in sorted(first.keys() | host["same"].keys()):
-            mine, other = host["same"].get(name, "none"), first.get(name, "none")
-            if mine != other and not facts[0]["own"]["problem"]:
-                found.append(f"{who}: {name} is {mine}, process 0 has {other}")
+            problems.append(f"{who}: {own['problem']}")
         # process 0 writes records, and every process its part of the arrays: one shared disk, or each its own
         if own.get("free", 1) < own.get("needed", 0):
-            found.append(
+            problems.append(
                 f"{who}: {own['free'] / 1e6:,.0f} MB free in {own['folder']}, the checkpoints that stay need "
                 f"{own['needed'] / 1e6:,.0f} MB"
             )
-    return found
+    return unlike + problems
 
 
 class Exchange:
@@ -182,7 +201,7 @@ def within(seconds: float) -> dict[str, str]:
         except Exception as error:
             result["problem"] = f"a collective failed: {str(error).splitlines()[0]}"
 
-    thread = threading.Thread(target=work, name="collectives", daemon=True)
+    thread = threading.Thread(target=work, name=COLLECTIVES, daemon=True)
     thread.start()
     thread.join(seconds)
     return result
@@ -267,7 +286,9 @@ def main(argv: list[str]) -> None:
         print(f"BAD  {problem}")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     told = f"{problems[0]}{more}; no run would start well like this"
-    if len(hosts) == 1:
+    # the interpreter's way out aborts under a thread that still computes
+    hangs = any(thread.name == COLLECTIVES for thread in threading.enumerate())
+    if len(hosts) == 1 and not hangs:
         raise ConfigError(told)
     print(f"error: {told}", file=sys.stderr)
     leave(exchange, jax.process_index())

@@ -24,7 +24,8 @@ from pathlib import Path
 import jax
 
 from llm_jax.errors import ConfigError
-from llm_jax.run.launch_tpu import tpu_pod
+from llm_jax.run import cli
+from llm_jax.run.launch_tpu import number_in, tpu_pod
 from llm_jax.run.roll_call import roll_call
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process-id", type=int, metavar="I", help="which of them this is, from 0")
     group.add_argument(
         "--join-seconds",
-        type=float,
+        type=cli.some_seconds,
         default=JOIN_SECONDS,
         help="how long to wait for all of them (default: %(default)s)",
     )
@@ -99,10 +100,12 @@ def find_cluster(
         if coordinator is None or processes is None or index is None:
             raise ConfigError(f"{' and '.join(missing)} must be given too, or none of {FLAGS}")
         return Cluster(source="flags", coordinator=coordinator, processes=processes, index=index)
-    mpi = _mpi(environ)
-    if (PROCESSES in environ or PROCESS_ID in environ) or (COORDINATOR in environ and not mpi):
+    if PROCESSES in environ or PROCESS_ID in environ:
         return _variables(environ)
-    return _slurm(environ) or mpi or _tpu(environ)
+    if COORDINATOR in environ and not _mpi(environ):
+        return _variables(environ)
+    # not before Slurm: `srun --mpi=pmi2` sets a part of what an MPI sets
+    return _slurm(environ) or _mpi(environ) or _tpu(environ)
 
 
 def _variables(environ: Mapping[str, str]) -> Cluster:
@@ -122,21 +125,26 @@ def _variables(environ: Mapping[str, str]) -> Cluster:
 
 def _slurm(environ: Mapping[str, str]) -> Cluster | None:
     names = ("SLURM_STEP_NODELIST", "SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID")
-    count = int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1)
+    tasks = "SLURM_STEP_NUM_TASKS" if environ.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
+    count = number_in(environ, tasks, 1)
     if count == 1 or names[0] not in environ:
         return None  # a batch script outside `srun` is one process
     missing = [name for name in names if name not in environ]
     if missing:
         raise ConfigError(f"Slurm step without {', '.join(missing)}; start it by `srun`")
-    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
-    here = max(int(number) for number in re.findall(r"(?:^|,)(\d+)", tasks))
-    port = FIRST_PORT + int(environ["SLURM_JOB_ID"]) % PORTS
+    each = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", "1"))
+    here = max((int(number) for number in re.findall(r"(?:^|,)(\d+)", each)), default=0)
+    if not here:
+        raise ConfigError(
+            f"SLURM_STEP_TASKS_PER_NODE={each!r} must be numbers of tasks as in 2(x3),1; start it by `srun`"
+        )
+    port = FIRST_PORT + number_in(environ, "SLURM_JOB_ID") % PORTS
     return Cluster(
         source="Slurm",
         coordinator=f"{first_host(environ['SLURM_STEP_NODELIST'])}:{port}",
         processes=count,
-        index=int(environ["SLURM_PROCID"]),
-        local_device=_own_device(here, environ["SLURM_LOCALID"], environ),
+        index=number_in(environ, "SLURM_PROCID"),
+        local_device=_own_device(here, "SLURM_LOCALID", environ),
     )
 
 
@@ -162,9 +170,9 @@ MPI = (
 
 def _mpi(environ: Mapping[str, str]) -> Cluster | None:
     for rank, size, local_rank, local_size in MPI:
-        if int(environ.get(size, 1)) == 1 or rank not in environ:
+        count, here = number_in(environ, size, 1), number_in(environ, local_size, 0)
+        if count == 1 or rank not in environ:
             continue
-        count, here = int(environ[size]), int(environ.get(local_size, 0))
         if COORDINATOR not in environ and here != count:
             raise ConfigError(
                 f"MPI started {count} processes on several hosts; say where process 0 is by "
@@ -176,8 +184,8 @@ def _mpi(environ: Mapping[str, str]) -> Cluster | None:
             source="MPI",
             coordinator=environ.get(COORDINATOR, f"127.0.0.1:{port}"),
             processes=count,
-            index=int(environ[rank]),
-            local_device=_own_device(here, environ.get(local_rank, "0"), environ),
+            index=number_in(environ, rank),
+            local_device=_own_device(here, local_rank, environ),
         )
     return None
 
@@ -185,7 +193,7 @@ def _mpi(environ: Mapping[str, str]) -> Cluster | None:
 def _own_device(here: int, local: str, environ: Mapping[str, str]) -> int | None:
     """With several processes on a host each takes one GPU, unless the launcher already gave it one."""
     visible = environ.get("CUDA_VISIBLE_DEVICES", environ.get("ROCR_VISIBLE_DEVICES", ""))
-    return None if here < 2 or (visible and "," not in visible) else int(local)
+    return None if here < 2 or (visible and "," not in visible) else number_in(environ, local)
 
 
 def _tpu(environ: Mapping[str, str]) -> Cluster | None:

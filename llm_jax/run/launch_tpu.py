@@ -9,6 +9,8 @@ import urllib.request
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from llm_jax.errors import ConfigError
+
 PORT = 8482  # the port that JAX uses on TPU pods; firewalls of pods are made for it
 SECONDS = 5  # the metadata server answers in milliseconds, or is not there
 
@@ -36,11 +38,25 @@ def tpu_pod(environ: Mapping[str, str]) -> Pod | None:
         names = _attribute(server, "worker-network-endpoints") or ""
         facts = _pairs(_attribute(server, "tpu-env") or "")
     workers = [_address(worker) for worker in names.split(",")]
-    slices = int(facts.get("MEGASCALE_NUM_SLICES") or 1)
-    this = int(facts.get("MEGASCALE_SLICE_ID") or 0)
+    slices, this = (
+        number_in(facts, "MEGASCALE_NUM_SLICES", 1),
+        number_in(facts, "MEGASCALE_SLICE_ID"),
+    )
+    worker = number_in({"TPU_WORKER_ID": number}, "TPU_WORKER_ID")
     first = facts.get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]
     host = first.split(":")[0]
-    return Pod(f"{host}:{PORT}", slices * len(workers), this * len(workers) + int(number))
+    return Pod(f"{host}:{PORT}", slices * len(workers), this * len(workers) + worker)
+
+
+def number_in(facts: Mapping[str, str], name: str, default: int = 0) -> int:
+    """What a launcher says. Raises ConfigError naming the variable if that is no number."""
+    text = facts.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigError(
+            f"{name}={text!r} must be a whole number, as its launcher sets it; unset it, or say by --coordinator, "
+            "--processes and --process-id who takes part"
+        )
+    return int(text)
 
 
 def _address(worker: str) -> str:

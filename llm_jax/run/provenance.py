@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import socket
 import sys
@@ -48,17 +49,33 @@ FIXED = ("method", "step.batch_size", "step.spike_window", "stages.new_rows_step
 
 
 def require_run_folder(folder: Path) -> None:
-    """A run writes only into a folder that is new, empty, or a run's.
+    """A run writes only into a folder that is new, empty, or a run's. Writes nothing.
 
     Raises:
-      ConfigError: it holds something else, such as somebody's text.
+      ConfigError: it cannot be made or written, or holds something else, such as somebody's text.
     """
+    there = nearest_there(folder)
+    reason = ""
+    if not there.is_dir():
+        reason = f"{there} is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):  # False on a read-only file system, for root too
+        reason = f"nothing can be written in {there}"
+    if reason:
+        raise ConfigError(
+            f"{folder}: cannot be made a run folder: {reason}; name another one with --run"
+        )
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not any((folder / name).exists() for name in ("config.json", "run.lock", "checkpoints")):
         raise ConfigError(
             f"run={str(folder)!r} is a folder with other things in it; name a new one with --run"
         )
+
+
+def nearest_there(path: Path) -> Path:
+    """The path, or the nearest above it that exists: a folder that is to be made will lie in it."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def require_agreement(parts: Parts) -> None:

@@ -21,7 +21,7 @@ from llm_jax import config as config_files
 from llm_jax.checkpoint.lock import RunLock
 from llm_jax.checkpoint.processes import is_first
 from llm_jax.checkpoint.record import DamagedError, read_meta
-from llm_jax.checkpoint.run_folder import append_event
+from llm_jax.checkpoint.run_folder import CHECKPOINTS, append_event, numbered_folders
 from llm_jax.checkpoint.store import Store
 from llm_jax.errors import ConfigError
 from llm_jax.eval.perplexity import Evaluator
@@ -62,14 +62,9 @@ def train_session(parts: Parts, console: Console) -> TrainState:
     phases = Phases()
     mesh = make_mesh(parts.mesh)
     optimizer = optimizer_of(parts)
-    # raise here, before anything is written, if the model or the windows do not fit
-    stages = make_stages(parts, mesh, optimizer)
-    evaluator = make_evaluator(parts, mesh)
-    if parts.train.sample_every_steps:
-        prompts = [encode_prompt(parts.tokenizer, prompt) for prompt in parts.prompts]
-        check_lengths(parts.model, prompts, parts.samples.sampling(seed=0))
+    stages, evaluator = fitted(parts, mesh, optimizer)
     require_agreement(parts)
-    require_run_folder(parts.folder)
+    check_folder(parts)
     with contextlib.ExitStack() as stack:
         lock = stack.enter_context(RunLock(parts.folder, parts.take_over))
         stack.enter_context(watchdog(parts, phases))
@@ -119,6 +114,41 @@ def train_session(parts: Parts, console: Console) -> TrainState:
     return state
 
 
+def fitted(parts: Parts, mesh: Mesh, optimizer: Any) -> tuple[Stages, Evaluator | None]:
+    """The steps and the evaluator of a session; nothing is written or computed.
+
+    Raises:
+      ConfigError: the model, the rows, the windows or the prompts do not fit the mesh or each other.
+    """
+    stages = make_stages(parts, mesh, optimizer)
+    evaluator = make_evaluator(parts, mesh)
+    if parts.train.sample_every_steps:
+        prompts = [encode_prompt(parts.tokenizer, prompt) for prompt in parts.prompts]
+        check_lengths(parts.model, prompts, parts.samples.sampling(seed=0))
+    return stages, evaluator
+
+
+def check_folder(parts: Parts) -> None:
+    """Looks whether the session may go on, or begin, in its run folder. Writes nothing.
+
+    Raises:
+      CheckpointError: what is there is another run.
+      ConfigError: it can be no run folder, or the forgetting guard would end the run where it stands.
+    """
+    require_run_folder(parts.folder)
+    checkpoints = parts.folder / CHECKPOINTS
+    for step in reversed(numbered_folders(checkpoints)):
+        if parts.from_step not in (-1, step):
+            continue
+        try:
+            record = read_meta(checkpoints / str(step))
+        except DamagedError:  # `Store.restore` tells and steps over it
+            continue
+        check_continues(parts, record)
+        check_remembers(parts, record)
+        return
+
+
 def make_evaluator(parts: Parts, mesh: Mesh) -> Evaluator | None:
     """Scores held-out text during training, without the intervals nobody sees there; None without text."""
     config = replace(parts.eval, bootstrap_samples=0)
@@ -143,23 +173,13 @@ def with_reference(
 def resume(
     parts: Parts, store: Store, abstract: Callable[[int], TrainState]
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state and record of the newest good checkpoint, after a look at whether it is of the same run.
+    """The state and record of the newest good checkpoint.
 
     Raises:
-      CheckpointError: it is not, and nothing was touched; or no checkpoint is good.
+      CheckpointError: no checkpoint is good, or it is of another run.
       ConfigError: the forgetting guard would end the run where it stands.
     """
-    wanted = [parts.from_step] if parts.from_step >= 0 else reversed(store.steps())
-    for step in wanted:
-        if step not in store.steps():
-            break  # `restore` says which ones there are
-        try:
-            record = read_meta(store.folder / str(step))
-        except DamagedError:  # `restore` tells and steps over it
-            continue
-        check_continues(parts, record)
-        check_remembers(parts, record)
-        break
+    check_folder(parts)  # again: another process may have written before the lock was ours
     state, record = store.restore(abstract, parts.from_step)
     changes = dict(config_files.changes(record["config"], config_files.to_dict(parts.resolved)))
     if is_first():

@@ -9,8 +9,9 @@
 | 75 (hang), a signal, anything else | again, at most `--tries` times without progress |
 
 Progress is a newer checkpoint in the run folder (`--run`, by default the command's own), or having lived for
-`--healthy-seconds`. SIGTERM, SIGINT and SIGUSR1 are passed on; after the first two it is not started again.
-Nothing that the command started outlives it.
+`--healthy-seconds`. SIGTERM, SIGINT and SIGUSR1 are passed on; after the first two it is not started again, and
+unless the run is known to be at its end the exit status is that of a failure, else 143 (SIGTERM) or 130 (SIGINT):
+0 would tell whoever drained this host that there is nothing left to do. Nothing that the command started outlives it.
 
 `--processes N` starts N processes on this host, joined by LLM_JAX_... variables, each with its part of the host's
 GPUs by CUDA_VISIBLE_DEVICES (a process alone would take them all); when one fails all are started again, after two launches without progress with one process fewer, down to `--min-processes`. On several hosts
@@ -38,6 +39,7 @@ from llm_jax.run import cli
 
 HUNG = 75  # as in train.watchdog, which would load jax
 GRACE = 30.0  # seconds for the other processes of a launch to notice that one is gone, by their heartbeat
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # passed on
 PARENT_DEATH = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
@@ -61,19 +63,20 @@ class Supervisor:
     def __init__(self, plan: Plan, words: list[str]) -> None:
         self.plan, self.words = plan, words
         self.children: list[subprocess.Popen[bytes]] = []
-        self.asked_to_stop = False
+        self.told_by = 0  # the signal that asked to stop
         self.launches = 0
 
     def receive(self, number: int, _: object) -> None:
         """The signal handler: passes on; the command saves and ends."""
-        self.asked_to_stop |= number != signal.SIGUSR1
+        if number != signal.SIGUSR1:
+            self.told_by = number
         for child in self.children:
             if child.poll() is None:
                 child.send_signal(number)
 
     def supervise(self) -> int:
         """Until the command is done, or there is no sense in going on; its last exit status."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in SIGNALS:
             signal.signal(number, self.receive)
         plan, failures, processes = self.plan, 0, self.plan.processes
         progressed = time.monotonic()
@@ -83,7 +86,9 @@ class Supervisor:
             lived = time.monotonic() - begun
             if newest_checkpoint(plan.run) != newest or lived > plan.healthy_seconds:
                 failures, progressed = 0, time.monotonic()
-            if self.asked_to_stop or status == 2 or (status == 0 and ended(plan.run)):
+            if self.told_by:
+                return self.stopped(status)
+            if status == 2 or (status == 0 and last_event(plan.run) != "stop"):
                 return status
             if status not in (0, cli.UNAVAILABLE):
                 failures += 1
@@ -99,10 +104,14 @@ class Supervisor:
             pause = min(plan.longest_pause, plan.pause * 2 ** max(0, failures - 1))
             tell(f"{described(status)} after {lived:.0f} s; again in {pause:g} s")
             deadline = time.monotonic() + pause
-            while time.monotonic() < deadline and not self.asked_to_stop:
+            while time.monotonic() < deadline and not self.told_by:
                 time.sleep(min(0.1, pause))
-            if self.asked_to_stop:
-                return status
+            if self.told_by:
+                return self.stopped(status)
+
+    def stopped(self, status: int) -> int:
+        """What to end with after a signal: 0 only if the run is known to be at its end."""
+        return status or (0 if last_event(self.plan.run) == "end" else -self.told_by)
 
     def launch(self, processes: int) -> int:
         """Runs the command once, in one process or several; 0 if all ended well, else the first failure."""
@@ -118,15 +127,7 @@ class Supervisor:
                 for index in range(processes)
             ]
         try:
-            self.children = [
-                subprocess.Popen(
-                    self.words, env=environment, start_new_session=True, preexec_fn=die_with_parent
-                )
-                for environment in environments
-            ]
-        except OSError as error:
-            raise ConfigError(f"{self.words[0]!r} cannot be started: {error.strerror}") from None
-        try:
+            self.start(environments)
             return self.wait()
         finally:
             for child in self.children:
@@ -134,6 +135,28 @@ class Supervisor:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+
+    def start(self, environments: list[dict[str, str]]) -> None:
+        """Starts the processes; none after a signal, and one that comes meanwhile reaches all of them."""
+        # a signal between a start and its entry in the list would reach nobody: it waits for the whole list
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+        def prepare() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a child inherits ours
+            die_with_parent()
+
+        self.children = []
+        try:
+            for environment in environments if not self.told_by else ():
+                self.children.append(
+                    subprocess.Popen(
+                        self.words, env=environment, start_new_session=True, preexec_fn=prepare
+                    )
+                )
+        except OSError as error:
+            raise ConfigError(f"{self.words[0]!r} cannot be started: {error.strerror}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def wait(self) -> int:
         """Until all ended, or GRACE seconds after one failed."""
@@ -208,26 +231,26 @@ def newest_checkpoint(run: Path | None) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
-def ended(run: Path | None) -> bool:
-    """Whether a run is at its end; without a run folder, its exit status 0 has to do."""
-    if run is None:
-        return True
+def last_event(run: Path | None) -> str:
+    """How a run's latest session ended: "end", or "stop" before it; "" if nothing says so."""
     try:
-        lines = (run / "events.jsonl").read_text("utf-8").splitlines()
+        # bytes: a crash of the machine leaves half a character, or zeros
+        lines = (run / "events.jsonl").read_bytes().splitlines() if run else []
     except OSError:
-        return True
+        lines = []
     for line in reversed(lines):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, AttributeError):
             event = json.loads(line).get("event")
             if event in ("end", "stop"):
-                return event != "stop"
-    return True
+                return event
+    return ""
 
 
 def described(status: int) -> str:
     """An exit status in words."""
     if status < 0:
-        return f"killed by {signal.Signals(-status).name}"
+        named = {number.value: number.name for number in signal.Signals}
+        return f"killed by {named.get(-status, f'signal {-status}')}"  # real-time ones have no name
     words = {
         0: "stopped before its end",
         HUNG: "hung",
@@ -250,10 +273,16 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--run", help="run folder (default: that of the command's --run)")
     parser.add_argument("--tries", type=int, default=3, help="without progress (default: 3)")
-    parser.add_argument("--patience", type=float, default=900.0, help="seconds (default: 900)")
-    parser.add_argument("--healthy-seconds", type=float, default=600.0, help="default: 600")
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds, doubled (default: 1)")
-    parser.add_argument("--longest-pause", type=float, default=60.0, help="seconds (default: 60)")
+    parser.add_argument(
+        "--patience", type=cli.seconds, default=900.0, help="seconds (default: 900)"
+    )
+    parser.add_argument("--healthy-seconds", type=cli.seconds, default=600.0, help="default: 600")
+    parser.add_argument(
+        "--pause", type=cli.seconds, default=1.0, help="seconds, doubled (default: 1)"
+    )
+    parser.add_argument(
+        "--longest-pause", type=cli.seconds, default=60.0, help="seconds (default: 60)"
+    )
     parser.add_argument("--processes", type=int, default=1, help="on this host (default: 1)")
     parser.add_argument("--min-processes", type=int, default=0, help="default: --processes")
     options, words = split(parser, argv)

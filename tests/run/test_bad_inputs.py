@@ -249,7 +249,7 @@ def pretrain_refused(refused, two_sources):
         ("--samples.temperature -1", "samples.temperature=-1.0 must be 0 (greedy) or above"),
         ("--train.seed -1", "train.seed=-1 must be from 0 to 4294967295"),
         ("--checkpoint.keep-last 0", "checkpoint.keep_last=0 must be at least 1"),
-        ("--run /dev/null/run", "/dev/null/run: cannot be made a run folder: Not a directory"),
+        ("--run /dev/null/run", "/dev/null/run: cannot be made a run folder: /dev/null is no folder"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_refused_before_anything_is_written(pretrain_refused, words, said):
@@ -379,6 +379,19 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_kept(refused, st
     error = refused("pretrain", *run.words())
     assert "no good checkpoint in" in error
     assert "meta.json is damaged" in error
+    assert run.saved() == saved
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_refused_and_others_are_offered(
+    refused, straight, tmp_path
+):
+    run = straight.copy(tmp_path)
+    newest = run.newest()
+    truncate(run.folder / "checkpoints" / str(newest) / "meta.json")
+    saved = run.saved()
+    error = refused("pretrain", *run.words(), "--step", str(newest))
+    assert "meta.json is damaged" in error
+    assert error.endswith("leave --step out to go on from the newest good one")
     assert run.saved() == saved
 
 

@@ -16,7 +16,7 @@ from llm_jax.checkpoint import read_meta, save_model
 from llm_jax.checkpoint.hf_import import open_source, read_params
 from llm_jax.config import to_dict
 from llm_jax.data.shards import open_prepared
-from llm_jax.run import chat, cli, data, eval, export, generate, instruct
+from llm_jax.run import chat, cli, data, doctor, eval, export, generate, instruct, replay
 from tests.instruct import chat_cases
 from tests.instruct.test_prepare_conversations import write_talks
 from tests.run.tiny_instruct import STEPS
@@ -244,6 +244,18 @@ def test_adapters_are_tuned_with_noise_saved_and_exported(untuned, talks, compil
 
 
 # ---- what users get wrong -----------------------------------------------------------------------
+
+
+def test_doctor_knows_a_tuning_run_and_replay_does_a_step_of_it_again(tuned, tmp_path, capsys):
+    new = tmp_path / "run"
+    for words in ([*tuned.words(), "--run", str(new)], tuned.words()):
+        assert cli.run(doctor.main, words) == 0
+        assert "all is well: 1 process(es)" in capsys.readouterr().out
+    assert not new.exists()
+    assert cli.run(replay.main, [str(tuned.folder), "--step", "6"]) == 0
+    out, count = capsys.readouterr().out, len(tuned.arrays(6))
+    assert "steps 5 to 6 from checkpoint 4, bit for bit" in out
+    assert f"step 6: {count} of {count} arrays as saved" in out
 
 
 @pytest.fixture

@@ -103,12 +103,43 @@ def test_mpi_on_several_hosts_needs_the_address_of_process_0_and_nothing_else():
             {k: v for k, v in SLURM.items() if k != "SLURM_PROCID"},
             "Slurm step without SLURM_PROCID",
         ),
+        (NO_FLAGS, {**SLURM, "SLURM_NTASKS": "x"}, "SLURM_NTASKS='x' must be a whole number"),
+        (NO_FLAGS, {**SLURM, "SLURM_JOB_ID": "4_1"}, "SLURM_JOB_ID='4_1' must be a whole number"),
+        (NO_FLAGS, {**SLURM, "SLURM_PROCID": "-1"}, "SLURM_PROCID='-1' must be a whole number"),
+        (NO_FLAGS, {**SLURM, "SLURM_LOCALID": "a"}, "SLURM_LOCALID='a' must be a whole number"),
+        (
+            NO_FLAGS,
+            {**SLURM, "SLURM_STEP_TASKS_PER_NODE": "x"},
+            "SLURM_STEP_TASKS_PER_NODE='x' must be numbers of tasks",
+        ),
+        (
+            NO_FLAGS,
+            {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "x"},
+            "OMPI_COMM_WORLD_SIZE='x' must be a whole number",
+        ),
+        (
+            NO_FLAGS,
+            {**OPEN_MPI, "OMPI_COMM_WORLD_RANK": "1.0"},
+            "OMPI_COMM_WORLD_RANK='1.0' must be a whole number",
+        ),
     ],
 )
 def test_what_is_half_said_or_wrong_is_named(flags, environ, said):
     with pytest.raises(ConfigError, match=said) as raised:
         find_cluster(flags, environ)
     assert "\n" not in str(raised.value)
+
+
+def test_what_is_said_by_variables_or_slurm_overrules_the_rest_of_an_mpi():
+    assert found({**OURS, "OMPI_COMM_WORLD_SIZE": "x"}).coordinator == "a:1"
+    pmi2 = {"PMI_RANK": "5", "PMI_SIZE": "12"}  # as `srun --mpi=pmi2` sets them
+    assert found({**SLURM, **pmi2}).source == "Slurm"
+
+
+def test_a_worker_of_a_pod_without_a_number_is_one_line():
+    names = {"TPU_WORKER_HOSTNAMES": "t-0.svc,t-1.svc", "TPU_WORKER_ID": "one"}
+    with pytest.raises(ConfigError, match="TPU_WORKER_ID='one' must be a whole number"):
+        tpu_pod(names)
 
 
 def test_a_gke_pod_is_read_from_its_environment_also_with_several_slices():

@@ -13,7 +13,7 @@ from llm_jax import config as config_files
 from llm_jax.checkpoint import read_meta
 from llm_jax.data.shards import open_prepared
 from llm_jax.errors import CheckpointError
-from llm_jax.run import cli, data, instruct, pretrain
+from llm_jax.run import cli, data, doctor, instruct, pretrain, replay
 from llm_jax.run import eval as evaluate
 from llm_jax.run.instruct import InstructConfig
 from llm_jax.run.preference import find_reference
@@ -115,6 +115,18 @@ def test_resumed_it_compares_with_the_same_base_and_ends_bitwise_equal(
     assert again.metrics() == run.metrics()
     assert cli.run(instruct.main, words(again.folder, "--method", "simpo")) == 2
     assert "method was 'dpo' at step 8 and is 'simpo' now" in capsys.readouterr().err
+
+
+def test_doctor_knows_it_and_replay_compares_with_the_same_base(run, tmp_path, capsys):
+    new = tmp_path / "run"
+    for words in ([*run.words(), "--run", str(new)], run.words()):
+        assert cli.run(doctor.main, words) == 0
+        assert "all is well: 1 process(es)" in capsys.readouterr().out
+    assert not new.exists()
+    assert cli.run(replay.main, [str(run.folder), "--step", str(STEPS)]) == 0
+    out, count = capsys.readouterr().out, len(run.arrays(STEPS))
+    assert f"steps {STEPS - 1} to {STEPS} from checkpoint {STEPS - 2}, bit for bit" in out
+    assert f"step {STEPS}: {count} of {count} arrays as saved" in out
 
 
 @pytest.mark.slow

@@ -96,8 +96,14 @@ def test_a_run_that_was_stopped_by_someone_else_goes_on_and_one_at_its_end_does_
     (tmp_path / "events.jsonl").write_text("\n".join(lines))
     assert supervised(tmp_path, "0,0,2") == 2
     assert launches(tmp_path) == 3
-    (tmp_path / "events.jsonl").write_text('{"event": "end"}\n{"torn')
-    assert supervise.ended(tmp_path)
+
+
+def test_events_that_a_crash_tore_are_read_as_far_as_they_are_whole(tmp_path):
+    (tmp_path / "events.jsonl").write_bytes(
+        '{"event": "stop"}\n17\n{"event": "resume", "host": "é'.encode()[:-1] + b"\0\0\xff\n"
+    )
+    assert supervised(tmp_path, "0,2") == 2
+    assert launches(tmp_path) == 2
 
 
 def start(folder: Path, plan: str) -> subprocess.Popen:
@@ -113,8 +119,47 @@ def start(folder: Path, plan: str) -> subprocess.Popen:
 def test_sigterm_is_passed_on_and_then_it_is_not_started_again(tmp_path):
     process = start(tmp_path, "wait")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(DEADLINE) == 0
+    assert process.wait(DEADLINE) == 128 + 15, "nothing says that it was at its end"
     assert launches(tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("event", "number", "status"),
+    [("stop", signal.SIGTERM, 143), ("stop", signal.SIGINT, 130), ("end", signal.SIGTERM, 0)],
+)
+def test_told_to_stop_before_the_end_of_its_run_it_ends_as_a_failure(
+    tmp_path, event, number, status
+):
+    (tmp_path / "events.jsonl").write_text(json.dumps({"event": event}))
+    process = start(tmp_path, "wait")
+    process.send_signal(number)
+    assert process.wait(DEADLINE) == status
+    assert launches(tmp_path) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 16])
+def test_a_signal_that_comes_while_processes_are_started_reaches_all_of_them(processes):
+    """The first one sends it as soon as it is there; each would live for longer than the test."""
+    child = 'test "${LLM_JAX_PROCESS_ID:-0}" = 0 && kill -TERM $PPID; exec sleep 1000'
+    words = ["--processes", str(processes), "--", "bash", "-c", child]
+    supervisor = [sys.executable, "-m", "llm_jax.run.supervise", *words]
+    environ = {**os.environ, "JAX_PLATFORMS": "cpu"}  # no GPUs to be shared out
+    for _ in range(3):
+        assert subprocess.run(supervisor, cwd=ROOT, env=environ, timeout=DEADLINE).returncode == 143
+
+
+def test_a_real_time_signal_has_a_number(tmp_path):
+    words = ["--tries", "1", "--", "bash", "-c", "kill -37 $$"]
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_jax.run.supervise", *words],
+        cwd=ROOT,
+        timeout=DEADLINE,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 128 + 37
+    assert done.stderr.startswith("supervise: killed by signal 37 after ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_killed_supervisor_takes_its_command_along_and_no_orphan_outlives_a_launch(tmp_path):
@@ -202,6 +247,10 @@ def test_processes_share_the_gpus_of_their_host_evenly_and_each_is_told_which_it
             "--min-processes=2 must be from 1 to --processes=1",
         ),
         (["--", "/no/such/program"], "cannot be started: No such file"),
+        (["--pause", "-1", "--", "true"], "--pause: -1 must be from 0 to 31,536,000 seconds"),
+        (["--longest-pause", "nan", "--", "true"], "--longest-pause: nan must be from 0"),
+        (["--patience", "-0.1", "--", "true"], "--patience: -0.1 must be from 0"),
+        (["--healthy-seconds", "inf", "--", "true"], "--healthy-seconds: inf must be from 0"),
     ],
 )
 def test_a_wrong_word_is_one_line(words, said, capsys):

@@ -7,11 +7,14 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
-# 120 s before the end of the time every task gets SIGTERM: the step is finished and saved
+# 120 s before the end of the time every task gets SIGTERM: the step is finished and saved, and the job ends as
+# failed (143); a next one with --dependency=afternotok goes on
 #SBATCH --signal=TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
+# from Slurm 22.05 on srun does not take it over from sbatch, and would give a task one core
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 # names what differs between the hosts before anything is spent
 srun llm-jax doctor "$@"

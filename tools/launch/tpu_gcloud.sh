@@ -11,9 +11,12 @@ on_all() {
   gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker=all --command "$1"
 }
 
+# several things are copied only into a folder that is there
+on_all "mkdir -p llm-jax"
 gcloud compute tpus tpu-vm scp --recurse --zone "$ZONE" --worker=all \
   llm_jax configs pyproject.toml README.md LICENSE "$TPU:~/llm-jax/"
 on_all "cd llm-jax && python3 -m venv .venv && .venv/bin/pip install --quiet -e '.[tpu]'"
 on_all "cd llm-jax && .venv/bin/llm-jax doctor $arguments"
-# nohup: the run outlives this connection; `llm-jax supervise` outlives a preempted or lost worker
-on_all "cd llm-jax && nohup .venv/bin/llm-jax supervise -- .venv/bin/llm-jax pretrain $arguments > run.log 2>&1 &"
+# nohup: the run outlives this connection; `llm-jax supervise` outlives a preempted or lost worker.
+# In braces, so that no shell in the background holds the connection open
+on_all "cd llm-jax && { nohup .venv/bin/llm-jax supervise -- .venv/bin/llm-jax pretrain $arguments > run.log 2>&1 < /dev/null & }"

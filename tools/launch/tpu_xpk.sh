@@ -7,6 +7,7 @@ set -euo pipefail
 : "${CLUSTER:?name of the cluster}" "${IMAGE:?a pushed image}" "${TPU_TYPE:?as in v5p-64}"
 arguments=$(printf '%q ' "$@")
 
+# under `supervise` a drained pod ends with 143, not with the 0 of a run that is done, so that it is started again
 xpk workload create \
   --cluster "$CLUSTER" \
   --workload "llm-jax-$(date +%m%d-%H%M)" \
@@ -14,4 +15,4 @@ xpk workload create \
   --tpu-type "$TPU_TYPE" \
   --num-slices "${SLICES:-1}" \
   --max-restarts 10 \
-  --command "llm-jax doctor $arguments && llm-jax pretrain $arguments"
+  --command "llm-jax doctor $arguments && llm-jax supervise -- llm-jax pretrain $arguments"
