@@ -40,8 +40,9 @@ our kernels in it. *Temporaries* are jax's `temp_size_in_bytes`; *at once* is th
 once, arguments included (on a GPU: arguments and temporaries), which is what must fit. *Received* GB and *TFLOP* are of
 one device and one step, read off the compiled program; a dash: this jaxlib cannot show it. Step time and MFU are
 estimates from a roofline. From 64 chips on libtpu writes many gathers and scatters as sums over all chips, which
-bring a device twice the bytes. *Fits* is the compiler's word, and the estimate's where they differ. Compiling was done
-beside other work, so its seconds on the clock (in brackets) say little; CPU seconds are of all cores.
+bring a device twice the bytes. *Fits* is the compiler's word, and the estimate's where they differ. The rows with a
+bar were compiled while the machine, two cores, did nothing else; the others beside other work, where seconds on the clock
+(in brackets) say little. CPU seconds are of all cores.
 """
 AFTER = """
 *Bar*: temporaries of MaxText's Llama-2-7B at the same sequence, batch, topology and full rematerialisation, compiled with

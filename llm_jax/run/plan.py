@@ -31,6 +31,7 @@ from llm_jax.plan.traffic import by_axis
 from llm_jax.run import cli, continuation
 from llm_jax.run.kinds import KINDS, RunConfig
 from llm_jax.run.pretrain import AS_BASE, PretrainConfig
+from llm_jax.run.provenance import nearest_there
 from llm_jax.train import ALL, count_trained
 from llm_jax.train.stages import main_part
 
@@ -157,9 +158,7 @@ def verdict(total: float, topology: Topology) -> str:
 def checkpoint_line(request: Request, run: Path, keep: int) -> str:
     """Size of the checkpoints against the free disk under the run folder."""
     size = state_bytes(request)
-    there = run.absolute()
-    while not there.exists():
-        there = there.parent
+    there = nearest_there(run)
     free = shutil.disk_usage(there).free
     needed = size * (keep + 1)  # one more while the newest is written
     word = "enough for" if needed <= free else "NOT ENOUGH for"
