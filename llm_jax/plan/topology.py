@@ -108,15 +108,15 @@ def parse_topology(name: str) -> Topology:
     if slices < 1 or (slices > 1 and chip.platform != "tpu"):
         raise ConfigError(f"topology={name!r}: only TPUs come in slices, 1 or more of them")
     sides = tuple(int(side) for side in found[3].split("x"))
-    if chip.platform == "tpu" and not all(_is_side(side, len(sides)) for side in sides):
-        rule = "1, 2, 4, 8 or 16" if len(sides) == 2 else "1, 2 or a multiple of 4"
-        raise ConfigError(
-            f"topology={name!r}: the sides of a slice of {generation} are {rule}, as in {FORMS[generation]}"
-        )
     if chip.slice_of and math.prod(sides) > chip.slice_of:
         raise ConfigError(
             f"topology={name!r}: a slice of {generation} has at most {chip.slice_of} chips, these are "
             f"{math.prod(sides)}; several slices are written 2*{FORMS[generation]}"
+        )
+    if chip.platform == "tpu" and not all(_is_side(side, len(sides)) for side in sides):
+        rule = "1, 2, 4, 8 or 16" if len(sides) == 2 else "1, 2 or a multiple of 4"
+        raise ConfigError(
+            f"topology={name!r}: the sides of a slice of {generation} are {rule}, as in {FORMS[generation]}"
         )
     return Topology(name=name, chip=chip, sides=sides, slices=slices)
 
