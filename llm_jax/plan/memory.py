@@ -68,7 +68,7 @@ def estimate_memory(request: Request, topology: Topology) -> Memory:
     # XLA gathers an embedding and a head that are not trained once, before the loop over micro-batches
     ends = (1 if model.tied_embeddings else 2) * model.vocab_size // share * model.embed_dim
     gathered = ends * itemsize if micro > 1 and sizes["fsdp"] > 1 else 0
-    frozen = 0 if trains_ends(request) else gathered
+    frozen = 0 if request.trains_vocabulary else gathered
     if request.has_reference:
         parameters += _parameters(without_adapters({}, model)[1], mesh)
         casts, frozen = 2 * casts, frozen + gathered
@@ -100,11 +100,6 @@ def _shapes(
         (jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, names, x.dtype.itemsize)
         for (path, x), names in zip(leaves, axes, strict=True)
     ]
-
-
-def trains_ends(request: Request) -> bool:
-    """Whether any row of embedding or head is trained."""
-    return request.trainable.leaves == "all" or request.trainable.first_row > 0
 
 
 def state_bytes(request: Request) -> int:
@@ -233,5 +228,5 @@ def _loss(request: Request, tokens: int, sizes: dict[str, int]) -> int:
     itemsize = jnp.dtype(model.dtype).itemsize
     t = tile_rows(tokens, V)
     head = D * V * itemsize
-    gradient = D * V * 4 if trains_ends(request) else 0
+    gradient = D * V * 4 if request.trains_vocabulary else 0
     return head + gradient + 2 * t * V * 4 + 2 * tokens * D * itemsize

@@ -37,6 +37,11 @@ class Request:
         """Whether the step is given the parameters of another model to compare with."""
         return self.method == "dpo" and not has_reference_below(self.model, self.trainable)
 
+    @property
+    def trains_vocabulary(self) -> bool:
+        """Whether any row of embedding or head is trained."""
+        return self.trainable.leaves == "all" or self.trainable.first_row > 0
+
     def sizes(self, topology: Topology) -> dict[str, int]:
         """Of the mesh axes on these devices. Raises ConfigError when they do not fit."""
         return mesh_sizes(self.mesh, topology.devices)

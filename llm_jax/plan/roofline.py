@@ -101,14 +101,12 @@ def _flops(request: Request) -> tuple[float, float]:
 
     A token meets a weight forward, for the gradient of the input, and for that of the weight if it is trained.
     """
-    model, trained = request.model, request.trainable
+    model = request.model
     layers, head = _multiplied(model)
     all_trained = 2.0 * (2 if model.lora.rank else 3) * (layers + head)  # as flops_per_token has it
     attention = flops_per_token(model, request.seq_len) - all_trained
-    whole, rows = trained.leaves == "all", trained.first_row > 0
-    products = 2.0 * (
-        layers * (2 + (whole or trained.leaves == "body")) + head * (2 + (whole or rows))
-    )
+    whole = request.trainable.leaves in ("all", "body")
+    products = 2.0 * (layers * (2 + whole) + head * (2 + request.trains_vocabulary))
     return products * request.tokens, attention * request.tokens
 
 

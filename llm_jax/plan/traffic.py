@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from llm_jax.plan.collectives import Collective
-from llm_jax.plan.memory import Matrices, matrices_of, trains_ends
+from llm_jax.plan.memory import Matrices, matrices_of
 from llm_jax.plan.request import Request, rows_and_tokens
 from llm_jax.plan.topology import Topology
 
@@ -35,7 +35,7 @@ def estimate_traffic(request: Request, topology: Topology) -> list[Exchange]:
     width = jnp.dtype(model.dtype).itemsize
     ends = model.vocab_size // sizes["tensor"] * model.embed_dim  # entries of head or embedding
     both = 1 if model.tied_embeddings else 2
-    moving = both if trains_ends(request) else 0
+    moving = both if request.trains_vocabulary else 0
     found = [
         Exchange("all-gather", "fsdp", 2 * _layers(matrices, model.num_layers, width), False),
         Exchange("all-gather", "fsdp", (1 + both) * ends * width, False),

@@ -24,6 +24,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("when", ["early", "late"])
 def test_a_worker_whose_parent_was_killed_ends_even_if_it_begins_to_watch_only_then(when, tmp_path):
     program = tmp_path / "program.py"
